@@ -1,0 +1,55 @@
+"""t5x_lite: raw text to a trained, evaluated Transformer language model, in JAX.
+
+Importing the package imports nothing heavy: each name below loads its module when first used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# name -> the module that defines it
+_NAMES = {
+    "UserError": "errors",
+    "Model": "models",
+    "TransformerConfig": "models",
+    "Task": "data.tasks",
+    "Mixture": "data.tasks",
+    "SentencePieceVocabulary": "data.vocabulary",
+    "ByteVocabulary": "data.vocabulary",
+    "train_sentencepiece": "data.vocabulary",
+    "SpanCorruption": "data.objectives",
+    "CausalLM": "data.objectives",
+    "PrefixLM": "data.objectives",
+    "TextToText": "data.objectives",
+    "PythonLibrary": "data.sources",
+    "TextFiles": "data.sources",
+    "Tfds": "data.sources",
+    "InMemory": "data.sources",
+    "BatchLoader": "data.loader",
+    "eval_batches": "data.loader",
+    "make_mesh": "parallel.mesh",
+    "Adafactor": "training.optimizers",
+    "AdamW": "training.optimizers",
+    "Lion": "training.optimizers",
+    "Muon": "training.optimizers",
+    "TrainState": "training.state",
+    "make_train_step": "training.step",
+    "make_eval_step": "training.step",
+}
+_MODULES = ("config", "data", "errors", "evaluation", "inference", "models", "parallel", "training")
+
+__all__ = ["__version__", *_NAMES]
+
+
+def __getattr__(name: str):
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_NAMES, *_MODULES})

@@ -1,0 +1,266 @@
+"""The command `t5x_lite VERB [flags]`: one table of verbs, and what happens to mistakes.
+
+Nothing heavy is imported here: --help answers at once, and a verb's program is imported only when
+it is about to run. Exit status: 0 done, 1 failed, 2 a mistake in the command, the config or the
+data (one line on stderr), 130 interrupted.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import t5x_lite
+from t5x_lite.errors import UserError, did_you_mean
+
+Flag = tuple[str, dict]  # what argparse's add_argument takes
+
+_GIN_FLAGS: tuple[Flag, ...] = (
+    ("--gin_file", dict(action="append", default=[], metavar="FILE",
+     help="a gin file, found by name in the current folder, --gin_search_paths or among the "
+          "shipped ones; may be repeated, later ones win")),
+    ("--gin_search_paths", dict(action="append", default=[], metavar="FOLDER[,FOLDER]",
+     help="where to look for gin files after the current folder; may be repeated")),
+    ("--gin_bindings", dict(action="append", default=[], metavar="NAME=VALUE",
+     help="the same as --gin.NAME=VALUE")),
+    ("--gin.NAME", dict(action="append", dest="gin_bindings", metavar="VALUE",
+     help="set a MACRO or a scope/configurable.parameter; it overrides the gin files")),
+)  # fmt: skip
+_PROCESS_FLAGS: tuple[Flag, ...] = (
+    ("--coordinator_address", dict(metavar="HOST:PORT",
+     help="of process 0, to join several processes where jax can't find the cluster by itself")),
+    ("--process_count", dict(type=int, metavar="N", help="how many processes there are")),
+    ("--process_index", dict(type=int, metavar="I", help="which of them this is, from 0")),
+)  # fmt: skip
+_DRY_RUN = ("--dry_run", dict(action="store_true",
+    help="check the config, build everything, print what would run, and stop"))  # fmt: skip
+_CHECKPOINT = ("--checkpoint", dict(default="latest", metavar="latest|all|STEP|PATH",
+    help="which checkpoint to evaluate (default: latest)"))  # fmt: skip
+_INFER: tuple[Flag, ...] = (
+    ("--prompt", dict(action="append", default=[], metavar="TEXT",
+     help="a text to continue or to transform; may be repeated")),
+    ("--input", dict(metavar="FILE", help="prompts: text lines or JSON lines; - for stdin")),
+    ("--output", dict(metavar="FILE", help="where JSON lines go (default: stdout)")),
+    ("--overwrite", dict(action="store_true", help="replace the output file if it exists")),
+    ("--checkpoint", dict(default="latest", metavar="latest|STEP|PATH",
+     help="which checkpoint to use (default: latest)")),
+    *_PROCESS_FLAGS,
+)  # fmt: skip
+_VOCAB: tuple[Flag, ...] = (
+    ("--input", dict(action="append", default=[], metavar="GLOB",
+     help="text files, plain or .gz; may be repeated. Without it: the training text of the task "
+          "of --gin_file")),
+    ("--output", dict(required=True, metavar="FILE", help="the vocabulary to write; must be new")),
+    ("--size", dict(type=int, default=32100, metavar="N",
+     help="number of ids, extra ids included (default: 32100, as T5)")),
+    ("--model_type", dict(choices=("unigram", "bpe"), default="unigram",
+     help="kind of SentencePiece model (default: unigram)")),
+    ("--extra_ids", dict(type=int, default=100, metavar="N",
+     help="number of sentinels for span corruption (default: 100)")),
+)  # fmt: skip
+_DOCTOR: tuple[Flag, ...] = (
+    ("--json", dict(action="store_true", help="print one JSON object")),
+)  # fmt: skip
+
+
+class Verb(NamedTuple):
+    """A verb's program has `main(args: argparse.Namespace) -> int`, its exit status."""
+
+    module: str
+    help: str
+    example: str
+    flags: tuple[Flag, ...] = ()
+    root: str | None = None  # what it calls, once the config is read; None: it reads it itself
+    gin: bool = True
+
+
+VERBS = {
+    "train": Verb(
+        "t5x_lite.programs.train",
+        "train a model, or continue where a run stopped",
+        "t5x_lite train --gin_file=FILE.gin --gin.MODEL_DIR=/tmp/run",
+        (_DRY_RUN, *_PROCESS_FLAGS),
+        root="train",
+    ),
+    "eval": Verb(
+        "t5x_lite.programs.eval",
+        "evaluate checkpoints of a run on its held-out data",
+        "t5x_lite eval --gin_file=/tmp/run/config.gin --checkpoint=latest",
+        (_CHECKPOINT, *_PROCESS_FLAGS),
+        root="evaluate",
+    ),
+    "infer": Verb(
+        "t5x_lite.programs.infer",
+        "complete or transform texts with a trained model",
+        't5x_lite infer --gin_file=/tmp/run/config.gin --prompt="def main("',
+        _INFER,
+        root="infer",
+    ),
+    "vocab": Verb(
+        "t5x_lite.programs.vocab",
+        "train a SentencePiece vocabulary on your text",
+        "t5x_lite vocab --input='texts/*.txt' --size=8000 --output=my.model",
+        _VOCAB,
+    ),
+    "doctor": Verb(
+        "t5x_lite.programs.doctor",
+        "show versions, devices and what is missing on this machine",
+        "t5x_lite doctor --json",
+        _DOCTOR,
+        gin=False,
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # a log shows each line when it is printed
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        # gin adds lines on the calls it was in; the message itself is the first.
+        print(f"error: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `t5x_lite infer ... | head`; python would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of `VERB [flags]`, with all gin bindings in their order in `gin_bindings`.
+
+    Raises:
+      UserError: for an unknown verb or flag, with the nearest one, or a bad value.
+      SystemExit: after --help.
+    """
+    verb, rest = argv[0], list(argv[1:])
+    if verb not in VERBS:
+        if verb.startswith("-"):
+            raise UserError(f"the verb comes first: t5x_lite {'|'.join(VERBS)} {verb} ...")
+        known = ", ".join(VERBS)
+        raise UserError(f"unknown verb '{verb}'.{did_you_mean(verb, VERBS) or f' Known: {known}.'}")
+    bindings = []
+    if VERBS[verb].gin:
+        bindings, rest = _take_bindings(rest)
+    parser = verb_parser(verb)
+    args, unknown = parser.parse_known_args(rest)
+    if unknown:
+        raise UserError(_unknown_argument(verb, unknown[0], parser))
+    args.verb = verb
+    if VERBS[verb].gin:
+        args.gin_bindings = bindings
+        args.gin_search_paths = [p for paths in args.gin_search_paths for p in paths.split(",")]
+    if getattr(args, "output", None) and not getattr(args, "overwrite", False):
+        _refuse_to_overwrite(args.output, hasattr(args, "overwrite"))
+    return args
+
+
+def verb_parser(verb: str) -> argparse.ArgumentParser:
+    """The parser of one verb's flags."""
+    entry = VERBS[verb]
+    parser = _Parser(
+        prog=f"t5x_lite {verb}",
+        description=f"{entry.help[0].upper()}{entry.help[1:]}.",
+        epilog=f"example:\n  {entry.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    gin_flags = _GIN_FLAGS if entry.gin else ()
+    for name, options in (*entry.flags, *gin_flags):
+        parser.add_argument(name, **options)
+    return parser
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"t5x_lite {t5x_lite.__version__}")
+        return 0
+    args = parse_args(argv)
+    verb = VERBS[args.verb]
+    if verb.root:
+        from t5x_lite import config
+
+        if not args.gin_file and not args.gin_bindings:
+            shipped = config.shipped_gin_configs()
+            raise UserError(f"{args.verb} needs --gin_file=FILE (shipped ones are in {shipped})")
+        config.register_all()
+        config.parse(args.gin_file, args.gin_bindings, args.gin_search_paths, verb.root)
+    return importlib.import_module(verb.module).main(args)
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    return (
+        f"usage: t5x_lite VERB [flags]\n\n{verbs}\n\n"
+        "t5x_lite VERB --help shows the flags of a verb, t5x_lite --version the version."
+    )
+
+
+def _take_bindings(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Splits off --gin.NAME=VALUE, --gin.NAME VALUE and --gin_bindings, in their order.
+
+    argparse cannot: it neither knows the names nor accepts a value such as -1.
+    """
+    bindings, rest = [], []
+    queue = iter(argv)
+    for argument in queue:
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--gin.") and flag != "--gin_bindings":
+            rest.append(argument)
+            continue
+        if not equals:
+            value = next(queue, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"{flag} needs a value: {flag}=VALUE")
+        name = flag.removeprefix("--gin.")
+        bindings.append(value if flag == "--gin_bindings" else f"{name}={value}")
+    return bindings, rest
+
+
+def _unknown_argument(verb: str, argument: str, parser: argparse.ArgumentParser) -> str:
+    flag = argument.partition("=")[0]
+    known = [name for action in parser._actions for name in action.option_strings]
+    hint = did_you_mean(flag, known)
+    if flag.endswith(".gin"):
+        hint = f" Did you mean '--gin_file={argument}'?"
+    elif flag.startswith("-") and VERBS[verb].gin:
+        # A forgotten or misspelt "gin.": --train.steps=5, --MODEL_DIR=/x, --gni.train.steps=5
+        name = flag.lstrip("-")
+        first, dot, others = name.partition(".")
+        if dot and did_you_mean(first, ["gin"]):
+            name = others
+        if dot or name.isupper():
+            hint = f" Did you mean '--gin.{name}'?"
+    if not hint:
+        owners = [v for v in VERBS if flag in [name for name, _ in VERBS[v].flags]]
+        hint = f" It is a flag of {', '.join(owners)}." if owners else f" See t5x_lite {verb} -h."
+    return f"{verb} has no argument '{flag}'.{hint}"
+
+
+def _refuse_to_overwrite(path: str, can_overwrite: bool) -> None:
+    if os.path.exists(path):
+        way_out = "give --overwrite or another name" if can_overwrite else "give another name"
+        raise UserError(f"--output={path} exists already; {way_out}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message}. See {self.prog} --help.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

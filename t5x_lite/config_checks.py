@@ -1,0 +1,291 @@
+"""The statements of a gin config as data, and the checks of every name in them.
+
+gin's own parser reads the text; references and macros stay placeholders until all names are known
+to be right. The checks look at gin's registry rather than at its error texts, which may change.
+"""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator
+
+import gin
+from gin import config_parser
+
+from t5x_lite.errors import UserError
+
+MACRO = "gin.macro"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """`@scope/name` or, evaluated, `@scope/name()`."""
+
+    name: str
+    evaluate: bool
+
+    @property
+    def selector(self) -> str:
+        return self.name.rpartition("/")[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Macro:
+    """`%NAME`: a macro or one of gin's constants."""
+
+    name: str
+
+
+class Placeholders(config_parser.ParserDelegate):
+    """What gin's parser shall put for `@` and `%`."""
+
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        return Reference(scoped_configurable_name, evaluate)
+
+    def macro(self, macro_name):
+        return Macro(macro_name)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Binding:
+    """`scope/selector.name = value`, or for a macro `name = value`, given at `where`."""
+
+    scope: str
+    selector: str  # complete, or MACRO
+    name: str  # the parameter; of a macro its name with its scopes
+    value: object
+    where: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.scope, self.selector, self.name
+
+    @property
+    def gin_key(self) -> tuple[str, str, str]:
+        return (self.name, MACRO, "value") if self.selector == MACRO else self.key
+
+    @property
+    def label(self) -> str:
+        """As a user writes it."""
+        if self.selector == MACRO:
+            return self.name
+        short = gin.config._REGISTRY.minimal_selector(self.selector)
+        return f"{self.scope}/{short}.{self.name}" if self.scope else f"{short}.{self.name}"
+
+
+# ------------------------------------------------------------------- one name, when it is read
+
+
+def find_configurable(selector: str, where: str):
+    """gin's entry for a name such as "train" or "t5x_lite.train", or a UserError."""
+    registry = gin.config._REGISTRY
+    matches = registry.matching_selectors(selector)
+    if len(matches) == 1:
+        return registry[matches[0]]
+    if matches:
+        raise UserError(f"'{selector}' ({where}) is ambiguous: {', '.join(sorted(matches))}")
+    near = nearest(selector.rpartition(".")[2], [c.name for c in _configurables()])
+    raise UserError(f"unknown configurable '{selector}' ({where}).{near}")
+
+
+def check_parameter(configurable, name: str, where: str) -> None:
+    """Raises a UserError if the configurable has no parameter of this name."""
+    parameters = _parameters(configurable)
+    if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    names = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    if name not in names:
+        hint = nearest(name, names) or f" It has: {', '.join(names) or 'none'}."
+        raise UserError(f"'{configurable.name}' has no parameter '{name}' ({where}).{hint}")
+
+
+def needed_parameters(configurable) -> list[str]:
+    """The parameters without a default."""
+    return [
+        p.name
+        for p in _parameters(configurable) or ()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        and (p.default is p.empty or p.default is gin.REQUIRED)
+    ]
+
+
+def _parameters(configurable) -> list[inspect.Parameter] | None:
+    """The parameters that gin may bind, or None if the signature cannot be known."""
+    try:
+        found = inspect.signature(configurable.wrapped).parameters.values()
+    except (TypeError, ValueError):  # builtins
+        return None
+    allow, deny = configurable.allowlist, configurable.denylist or ()
+    return [p for p in found if p.name not in deny and (not allow or p.name in allow)]
+
+
+def _configurables() -> list:
+    return [c for _, c in gin.config._REGISTRY.items() if c.module != "gin"]
+
+
+# ----------------------------------------------------------------- all names, when all is read
+
+
+def check_macros_used(bindings: list[Binding]) -> None:
+    """A macro that no statement refers to is misspelt, or lacks its "name." in front."""
+    used = {macro.name for b in bindings for macro in leaves(b.value, Macro)}
+    used = {name for name in used if not gin.config._CONSTANTS.matching_selectors(name)}
+    for b in bindings:
+        if b.selector == MACRO and b.name not in used:
+            owners = [c.name for c in _configurables()
+                      if any(p.name == b.name for p in _parameters(c) or ())]  # fmt: skip
+            hint = nearest(b.name, used) or _quoted(f"{owner}.{b.name}" for owner in owners[:3])
+            raise UserError(f"nothing in the config uses %{b.name} ({b.where}).{hint}")
+
+
+def check_scopes_used(bindings: list[Binding], declared: Iterable[str]) -> None:
+    """A scope is entered by `@scope/name`, by a macro (gin evaluates it in its own), or by code."""
+    known = set(declared)
+    for b in bindings:
+        known.update(b.name.split("/") if b.selector == MACRO else ())
+        for reference in leaves(b.value, Reference):
+            known.update(reference.name.split("/")[:-1])
+    for b in bindings:
+        for scope in b.scope.split("/") if b.scope else ():
+            if scope not in known:
+                hint = nearest(scope, known) or " A reference enters it: @scope/name."
+                raise UserError(
+                    f"nothing in the config uses the scope '{scope}' ({b.where}).{hint}"
+                )
+
+
+def drop_unreferenced_macros(final: dict[tuple, Binding]) -> None:
+    """Leaves out macros whose every use was overridden, so that the config can be read back."""
+    queue = [b for b in final.values() if b.selector != MACRO]
+    kept = {b.key for b in queue}
+    while queue:
+        for macro in leaves(queue.pop().value, Macro):
+            key = ("", MACRO, macro.name)
+            if key in final and key not in kept:
+                kept.add(key)
+                queue.append(final[key])
+    for key in final.keys() - kept:
+        del final[key]
+
+
+def check_all_given(
+    final: dict[tuple, Binding], bindings: list[Binding], root: str | None = None
+) -> None:
+    """One UserError for all: undefined macros, %REQUIRED, and `@name()` without its arguments.
+
+    bindings: all that were read, to tell where a later %REQUIRED has undone a value.
+    root: ask only for what this configurable, or one "name.parameter", leads to.
+    """
+    macros = [b.name for b in final.values() if b.selector == MACRO]
+    scopes_of: dict[tuple[str, str], list[str]] = {}  # (selector, parameter) -> scopes
+    for b in final.values():
+        scopes_of.setdefault((b.selector, b.name), []).append(b.scope)
+    missing: dict[str, str] = {}
+    for b in _reachable(final, root) if root else final.values():
+        for macro in leaves(b.value, Macro):
+            constants = gin.config._CONSTANTS.matching_selectors(macro.name)
+            if "gin.REQUIRED" in constants:
+                undone = [o.where for o in bindings if o.key == b.key and o.value != b.value]
+                note = f", which overrides {undone[-1]}" if undone else ""
+                missing.setdefault(b.label, b.where + note)
+            elif not constants and macro.name not in macros:
+                missing.setdefault(macro.name, f"{b.where}{nearest(macro.name, macros)}")
+        for reference in leaves(b.value, Reference):
+            configurable = find_configurable(reference.selector, b.where)
+            for parameter in needed_parameters(configurable) if reference.evaluate else ():
+                scopes = scopes_of.get((configurable.selector, parameter), [])
+                if not any(_applies(scope, reference) for scope in scopes):
+                    missing.setdefault(f"{reference.name}.{parameter}", b.where)
+    if missing:
+        raise not_given([f"{name} ({where})" for name, where in missing.items()])
+
+
+def _reachable(final: dict[tuple, Binding], root: str) -> list[Binding]:
+    """The bindings of `root` and, through references and macros, all that its values use."""
+    name, _, parameter = root.partition(".")
+    selectors = gin.config._REGISTRY.matching_selectors(name)
+    queue = [b for b in final.values() if b.selector in selectors and parameter in ("", b.name)]
+    found = {b.key for b in queue}
+    while queue:
+        value = queue.pop().value
+        used = [final.get(("", MACRO, macro.name)) for macro in leaves(value, Macro)]
+        for reference in leaves(value, Reference):
+            selector = find_configurable(reference.selector, "a reference").selector
+            used += [b for b in final.values()
+                     if b.selector == selector and _applies(b.scope, reference)]  # fmt: skip
+        new = {b.key: b for b in used if b and b.key not in found}
+        found.update(new)
+        queue += new.values()
+    return [b for b in final.values() if b.key in found]
+
+
+def _applies(scope: str, reference: Reference) -> bool:
+    """Whether a call by `reference` takes bindings in `scope`."""
+    *scopes, _ = reference.name.split("/")
+    # Without a scope of its own a reference runs in whichever its caller is in.
+    return not scopes or scopes[: len(_split(scope))] == _split(scope)
+
+
+def not_given(names: Iterable[str]) -> UserError:
+    """The error for values that are needed, all in one line."""
+    return UserError(
+        f"not given: {', '.join(names)}; give each in a gin file or as --gin.NAME=value"
+    )
+
+
+def is_used(binding: Binding, operative: dict[tuple[str, str], dict]) -> bool:
+    """Whether any call so far took the binding's value (gin's operative config)."""
+    if binding.selector == MACRO:
+        return (binding.name, MACRO) in operative
+    scope = _split(binding.scope)
+    return any(
+        selector == binding.selector and binding.name in args and _split(at)[: len(scope)] == scope
+        for (at, selector), args in operative.items()
+    )
+
+
+# ------------------------------------------------------------------------------- small parts
+
+
+def leaves(value, kind: type) -> Iterator:
+    """The placeholders of one kind anywhere in a value."""
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, dict):
+        yield from leaves([*value.keys(), *value.values()], kind)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from leaves(part, kind)
+
+
+def to_gin(value):
+    """The value with gin's own references in place of the placeholders."""
+    make = gin.config.ParserDelegate()
+    match value:
+        case Reference():
+            return make.configurable_reference(value.name, value.evaluate)
+        case Macro():
+            return make.macro(value.name)
+        case dict():
+            return {to_gin(k): to_gin(v) for k, v in value.items()}
+        case list() | tuple():
+            return type(value)(to_gin(part) for part in value)
+    return value
+
+
+def nearest(name: str, candidates: Iterable[str] | dict[str, str]) -> str:
+    """Like errors.did_you_mean, but blind to case; of a dict, the values of the nearest keys."""
+    shown = candidates if isinstance(candidates, dict) else {c: c for c in candidates}
+    lower = {key.lower(): text for key, text in shown.items()}
+    limit = 1 if name.lower() in lower else 3
+    near = difflib.get_close_matches(name.lower(), list(lower), n=limit, cutoff=0.6)
+    return _quoted(dict.fromkeys(lower[n] for n in near))
+
+
+def _quoted(names: Iterable[str]) -> str:
+    text = " or ".join(f"'{name}'" for name in names)
+    return f" Did you mean {text}?" if text else ""
+
+
+def _split(scope: str) -> list[str]:
+    return scope.split("/") if scope else []

@@ -1,0 +1,211 @@
+"""Batches for training, resumable at any row, and for evaluation.
+
+The order of examples, and why it does not depend on the number of hosts: streams.py.
+"""
+
+import dataclasses
+import functools
+import itertools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from t5x_lite.data.features import (
+    NextFitPacker,
+    Row,
+    feature_lengths,
+    model_features,
+    pad_example,
+)
+from t5x_lite.data.prefetch import Prefetch, prefetch
+from t5x_lite.data.source import digest
+from t5x_lite.data.streams import RowStream, TaskChooser, TaskReader, Tokens
+from t5x_lite.data.tasks import Mixture, Task
+from t5x_lite.errors import UserError
+
+__all__ = ["Batch", "BatchLoader", "Prefetch", "eval_batches", "prefetch"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """features: T5X's names -> int32 [rows, length]; position: int64 [rows, K] after this batch."""
+
+    features: dict[str, np.ndarray]
+    position: np.ndarray
+
+
+class BatchLoader(Iterator[Batch]):
+    """Endless training batches: the rows `rows` of global batches, a function of seed and step.
+
+    Args:
+      task: a Task or Mixture.
+      lengths: tokens of each of the objective's features, {"inputs": 512, "targets": 114}.
+      batch_size: rows of the global batch.
+      seed: of the documents' order, the noise and the mixing.
+      architecture: "encoder_decoder" or "decoder_only".
+      pack: several examples in a row where they fit.
+      rows: the rows that this host feeds, by default all: range(0, batch_size).
+      split: of the source.
+
+    `position` int64 [rows, K] is all its state; rows of it may go to any host's `restore`.
+
+    Raises:
+      UserError: lengths that don't suit the objective or architecture, a split without documents,
+        rows outside the batch; later, data that doesn't give examples.
+    """
+
+    def __init__(
+        self,
+        task: Task | Mixture,
+        *,
+        lengths: Mapping[str, int],
+        batch_size: int,
+        seed: int,
+        architecture: str,
+        pack: bool = True,
+        rows: Sequence[int] | None = None,
+        split: str = "train",
+    ):
+        self.rows = _check_rows(rows, batch_size)
+        self.feature_lengths, lengths = _lengths(task, lengths, architecture, pack)
+        self._architecture, self._pack = architecture, pack
+        self._identity = (seed, batch_size, sorted(lengths.items()), architecture, pack, split)
+        self._task = task
+        readers = [TaskReader(leaf, split, seed, lengths) for leaf, _ in task.leaves]
+        for reader in readers:
+            if len(reader.records) < batch_size and reader.segment_length is not None:
+                _log.warning(
+                    "Task %r has %d documents for batches of %d rows: rows will hold the same "
+                    "text; cut long documents (TextFiles.max_document_bytes).",
+                    *(reader.task.name, len(reader.records), batch_size),
+                )
+        chooser = TaskChooser([share for _, share in task.leaves], seed, batch_size)
+        self._streams = [
+            RowStream(
+                *(readers, chooser, row, batch_size),
+                NextFitPacker(lengths, architecture) if pack else None,
+            )
+            for row in self.rows
+        ]
+        self._position = self._gather_position()
+
+    @property
+    def position(self) -> np.ndarray:
+        """int64 [rows, K], K = 1 + 2 * tasks: where the next batch begins."""
+        return self._position.copy()
+
+    def _gather_position(self) -> np.ndarray:
+        return np.stack([stream.position for stream in self._streams])
+
+    def restore(self, position: np.ndarray) -> None:
+        """Goes to a position: these rows of a `Batch.position`, or of several hosts' put together.
+
+        UserError if its shape isn't [rows, 1 + 2 * tasks] or it can't be a position.
+        """
+        position = np.asarray(position)
+        expected = self._position.shape
+        if position.shape != expected:
+            raise UserError(
+                f"The data position to restore has shape {list(position.shape)}, expected "
+                f"{list(expected)} (rows, 1 + 2 x tasks); restore with the same batch size and "
+                "mixture as it was saved with."
+            )
+        if not np.issubdtype(position.dtype, np.integer) or position.min() < 0:
+            raise UserError(
+                f"The data position to restore is {position.dtype} with a minimum of "
+                f"{position.min()}, expected integers of 0 or more; take an earlier checkpoint."
+            )
+        for stream, row_position in zip(self._streams, position.astype(np.int64), strict=True):
+            stream.restore(row_position)
+        self._position = self._gather_position()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of all that the batches depend on: equal ones may exchange positions."""
+        return digest(*self._identity, self._task.fingerprint)
+
+    def __next__(self) -> Batch:
+        try:
+            rows = [stream.next_row() for stream in self._streams]
+        except BaseException:
+            self.restore(self._position)  # an interrupted loader must not skip examples
+            raise
+        self._position = self._gather_position()
+        return Batch(self._features(rows), self.position)
+
+    def _features(self, rows: list[Row]) -> dict[str, np.ndarray]:
+        features = model_features(_stack(rows), self._architecture, self._pack)
+        assert {k: v.shape[1] for k, v in features.items()} == self.feature_lengths
+        return features
+
+
+def eval_batches(
+    task: Task | Mixture,
+    *,
+    lengths: Mapping[str, int],
+    batch_size: int,
+    architecture: str,
+    split: str = "validation",
+    rows: Sequence[int] | None = None,
+    max_batches: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every example of a split once, in order, one a row: int32 [rows, length] features.
+
+    The text of all documents is used up, so the last example of a task may be shorter. The last
+    batch is filled up with rows of zeros (loss weight 0). The noise of the objective is the same
+    each time. A mixture gives one task after the other. Arguments as of `BatchLoader`; all hosts
+    get the same number of batches. Raises UserError as that does, and if there is no example.
+    """
+    rows = _check_rows(rows, batch_size)
+    _, lengths = _lengths(task, lengths, architecture, False)
+    readers = [TaskReader(leaf, split, 0, lengths) for leaf, _ in task.leaves]
+    blank = {name: np.zeros(length, np.int32) for name, length in lengths.items()}
+
+    def row(chunk, i: int) -> Row:
+        if i >= len(chunk):
+            return blank
+        reader, number, tokens = chunk[i]
+        return pad_example(reader.example(tokens, number, 0), lengths)
+
+    def batches():
+        examples = _in_order(readers)
+        for _ in itertools.count() if max_batches is None else range(max_batches):
+            if not (chunk := list(itertools.islice(examples, batch_size))):
+                return
+            yield model_features(_stack([row(chunk, i) for i in rows]), architecture, False)
+
+    return batches()
+
+
+def _in_order(readers: list[TaskReader]) -> Iterator[tuple[TaskReader, int, Tokens]]:
+    for reader in readers:
+        number = None
+        for number, tokens in reader.in_order():
+            yield reader, number, tokens
+        if number is None:
+            reader.check_has_tokens()
+
+
+def _stack(rows: list[Row]) -> Row:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _lengths(
+    task: Task | Mixture, lengths: Mapping[str, int], architecture: str, pack: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Model features' lengths, and the lengths of just the features that the objective makes."""
+    names = task.objective.features
+    shapes = feature_lengths(lengths, architecture, names, pack)
+    return shapes, {name: lengths[name] for name in names}
+
+
+def _check_rows(rows: Sequence[int] | None, batch_size: int) -> list[int]:
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be 1 or more.")
+    rows = range(batch_size) if rows is None else rows
+    if len(rows) == 0 or min(rows) < 0 or max(rows) >= batch_size:
+        raise UserError(f"This host's rows are {rows}; expected some in range(0, {batch_size}).")
+    return [int(row) for row in rows]

@@ -1,0 +1,317 @@
+"""Pretraining objectives: tokens of text -> (inputs, targets). Pure functions on numpy arrays.
+
+The span corruption of T5 (Raffel et al., arXiv:1910.10683), token for token as
+`t5.data.preprocessors` computes it, except for the random numbers.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar, Protocol
+
+import gin
+import numpy as np
+
+from t5x_lite.errors import UserError
+
+Example = dict[str, np.ndarray]
+Lengths = Mapping[str, int]
+
+
+# --- Cutting text into examples -------------------------------------------------------------------
+
+
+def split_documents(
+    documents: Iterable[np.ndarray], merge: int | None, segment_length: int
+) -> Iterator[np.ndarray]:
+    """Concatenates groups of `merge` documents and cuts each group into segments.
+
+    documents: int32 [tokens] each; empty ones are dropped and don't count.
+    merge: documents to a group (T5: 128); 1 keeps documents apart; None is one endless group.
+    Yields int32 [segment_length], and the rest of each group, which is shorter.
+    T5's `reduce_concat_tokens` and `split_tokens`.
+    """
+    rest, held = np.zeros(0, np.int32), 0
+    for document in documents:
+        if not len(document):
+            continue
+        tokens = np.concatenate([rest, np.asarray(document, np.int32)])
+        full = len(tokens) - len(tokens) % segment_length
+        yield from tokens[:full].reshape(-1, segment_length)
+        rest, held = tokens[full:], held + 1
+        if held == merge:
+            if len(rest):
+                yield rest
+            rest, held = rest[:0], 0
+    if len(rest):
+        yield rest
+
+
+def finish_example(
+    example: Example, lengths: Lengths, append_eos: bool, eos_id: int = 1
+) -> Example:
+    """Trims each feature to its length; with `append_eos`, to one less, and EOS behind it.
+
+    T5's `append_eos_after_trim`: a feature that was trimmed ends with EOS too.
+    """
+    end = np.full(1, eos_id, np.int32)
+    if append_eos:
+        return {k: np.concatenate([v[: lengths[k] - 1], end]) for k, v in example.items()}
+    return {k: v[: lengths[k]] for k, v in example.items()}
+
+
+# --- Masks: which tokens are noise ----------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4096)
+def noise_counts(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
+    """Returns (noise tokens, noise spans) of a text of `length` tokens, as T5 counts them.
+
+    T5 rounds half to even in float32, and has at least one of each and one token left over.
+    Where the text is too short for so many spans, we have fewer (T5 fails).
+    """
+    length = max(length, 2)
+    noise = int(np.rint(np.float32(length) * np.float32(noise_density)))
+    noise = min(max(noise, 1), length - 1)
+    spans = int(np.rint(np.float32(noise) / np.float32(mean_span_length)))
+    return noise, min(max(spans, 1), noise, length - noise)
+
+
+def random_spans_noise_mask(
+    length: int, noise_density: float, rng: np.random.Generator, mean_span_length: float = 3.0
+) -> np.ndarray:
+    """Returns bool [length], True for noise: spans of random length, first non-noise, last noise.
+
+    The number of noise tokens and of spans is fixed by `length` (`noise_counts`); how they are
+    partitioned is uniform over all partitions into non-empty spans.
+    """
+    if noise_density == 0:
+        return np.zeros(length, bool)
+    noise, spans = noise_counts(length, noise_density, mean_span_length)
+    noise_edges = _random_edges(noise, spans, rng)
+    kept_edges = _random_edges(max(length, 2) - noise, spans, rng)
+    # Noise span i lies between kept spans i and i + 1: +1 where it begins, -1 where it ends.
+    steps = np.zeros(max(length, 2) + 1, np.int8)
+    steps[kept_edges[1:] + noise_edges[:-1]] = 1
+    steps[kept_edges[1:] + noise_edges[1:]] = -1
+    return steps.cumsum(dtype=np.int8)[:length].view(bool)
+
+
+def random_prefix_mask(length: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns bool [length], True for a prefix of length uniform in [1, length - 1] (0 of 1)."""
+    prefix = min(1, length - 1) + int(rng.random() * max(length - 1, 1))
+    return np.arange(length) < prefix
+
+
+def _random_edges(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """int64 [parts + 1] from 0 to `total`, uniform over cuts into `parts` non-empty parts."""
+    edges = np.empty(parts + 1, np.int64)
+    edges[0], edges[-1] = 0, total
+    if parts > 1:
+        # The smallest of random keys, not rng.choice: how `choice` uses the bits may change with
+        # the version of numpy, and runs must be repeatable.
+        keys = rng.random(total - 1)
+        edges[1:-1] = keys.argpartition(parts - 2)[: parts - 1] + 1
+        edges.sort()
+    return edges
+
+
+# --- From tokens and mask to features -------------------------------------------------------------
+
+
+def noise_span_to_unique_sentinel(
+    tokens: np.ndarray, mask: np.ndarray, first_sentinel: int
+) -> np.ndarray:
+    """Replaces the i-th run of True in `mask` by the one token `first_sentinel - i`.
+
+    tokens: int32 [length]; mask: bool [length]; returns int32 [length - noise + runs].
+    """
+    starts = mask.copy()
+    np.greater(mask[1:], mask[:-1], out=starts[1:])
+    index = starts.nonzero()[0]
+    replaced = np.array(tokens, np.int32)
+    replaced[index] = np.arange(first_sentinel, first_sentinel - len(index), -1)
+    return replaced[starts | ~mask]
+
+
+def nonnoise_span_to_unique_sentinel(
+    tokens: np.ndarray, mask: np.ndarray, first_sentinel: int
+) -> np.ndarray:
+    """The complement: keeps the noise and replaces each run of False by a sentinel."""
+    return noise_span_to_unique_sentinel(tokens, ~mask, first_sentinel)
+
+
+@functools.lru_cache
+def random_spans_helper(
+    inputs_length: int, noise_density: float = 0.15, mean_span_length: float = 3.0
+) -> tuple[int, int]:
+    """Returns (tokens_length, targets_length) of the longest text whose corrupted inputs fit.
+
+    Both features with their EOS: (512, 0.15, 3.0) -> (568, 114). T5's function of this name,
+    which counts in float64 and, at density 0.5, takes a token off targets longer than the inputs.
+    """
+
+    def feature_lengths(tokens: int) -> tuple[int, int]:
+        noise = round(tokens * noise_density)
+        spans = round(noise / mean_span_length)
+        return tokens - noise + spans + 1, noise + spans + 1
+
+    tokens_length = inputs_length - 1
+    while feature_lengths(tokens_length + 1)[0] <= inputs_length:
+        tokens_length += 1
+    inputs, targets = feature_lengths(tokens_length)
+    if noise_density == 0.5 and targets > inputs:
+        return tokens_length - 1, targets - 1
+    return tokens_length, targets
+
+
+# --- Objectives -----------------------------------------------------------------------------------
+
+
+class Objective(Protocol):
+    """What a Task asks of its objective.
+
+    features: names of the features made, ("inputs", "targets") or ("targets",).
+    document_eos: whether each document gets EOS before documents are concatenated.
+    append_eos: whether each feature gets EOS (`finish_example`).
+    """
+
+    features: ClassVar[tuple[str, ...]]
+    document_eos: ClassVar[bool]
+    append_eos: ClassVar[bool]
+
+    def segment_length(self, lengths: Lengths) -> int | None:
+        """Tokens of text that make one example; None: a record is an example.
+
+        Raises UserError if an example of this objective doesn't fit `lengths`.
+        """
+
+    def __call__(self, tokens, rng: np.random.Generator, vocabulary, lengths: Lengths) -> Example:
+        """Makes one example (int32 [tokens] each, without EOS) of a segment, int32 [tokens].
+
+        Where `segment_length` is None, `tokens` is a dict with the tokens of each feature.
+        """
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class SpanCorruption:
+    """T5's objective: random spans of the text become sentinels, the targets are the spans."""
+
+    noise_density: float = 0.15
+    mean_span_length: float = 3.0
+
+    features: ClassVar = ("inputs", "targets")
+    document_eos: ClassVar = False
+    append_eos: ClassVar = True
+
+    def __post_init__(self):
+        if not 0 < self.noise_density < 1:
+            raise UserError(f"noise_density is {self.noise_density}, expected between 0 and 1")
+        if self.mean_span_length < 1:
+            raise UserError(f"mean_span_length is {self.mean_span_length}, expected 1 or more")
+
+    def segment_length(self, lengths: Lengths) -> int:
+        """Tokens that fill the inputs: 568 for inputs of 512 (`random_spans_helper`)."""
+        inputs, targets = _length(lengths, "inputs"), _length(lengths, "targets")
+        tokens, _ = random_spans_helper(inputs, self.noise_density, self.mean_span_length)
+        while True:
+            noise, spans = noise_counts(tokens, self.noise_density, self.mean_span_length)
+            if tokens - noise + spans + 1 <= inputs:
+                break
+            tokens -= 1  # the helper counts no noise in tiny texts; a text has always some
+        if tokens < 2:
+            raise UserError(
+                f"inputs of {inputs} tokens are too short for span corruption: 3 or more"
+            )
+        if (needed := noise + spans + 1) > targets:
+            raise UserError(
+                f"span corruption of inputs of {inputs} tokens ({tokens} of text) makes targets of "
+                f"{needed}, found targets of {targets}: set targets to {needed}"
+            )
+        return tokens
+
+    def __call__(self, tokens, rng, vocabulary, lengths) -> Example:
+        _, spans = noise_counts(len(tokens), self.noise_density, self.mean_span_length)
+        if spans > vocabulary.num_sentinels:
+            raise UserError(
+                f"{len(tokens)} tokens have {spans} noise spans, the vocabulary has "
+                f"{vocabulary.num_sentinels} sentinels: shorten inputs or give it more extra ids"
+            )
+        mask = random_spans_noise_mask(len(tokens), self.noise_density, rng, self.mean_span_length)
+        first = vocabulary.size - 1
+        return {
+            "inputs": noise_span_to_unique_sentinel(tokens, mask, first),
+            "targets": nonnoise_span_to_unique_sentinel(tokens, mask, first),
+        }
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class CausalLM:
+    """Every token from those before it; documents end with EOS and run on across examples."""
+
+    features: ClassVar = ("targets",)
+    document_eos: ClassVar = True
+    append_eos: ClassVar = False
+
+    def segment_length(self, lengths: Lengths) -> int:
+        return _length(lengths, "targets")
+
+    def __call__(self, tokens, rng, vocabulary, lengths) -> Example:
+        return {"targets": np.asarray(tokens, np.int32)}
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class PrefixLM:
+    """T5's prefix LM: text of the inputs' length is cut at a random place; its rest is predicted.
+
+    The cut is uniform, so either part may be nearly the whole text: targets must be as long as
+    inputs.
+    """
+
+    features: ClassVar = ("inputs", "targets")
+    document_eos: ClassVar = False
+    append_eos: ClassVar = True
+
+    def segment_length(self, lengths: Lengths) -> int:
+        inputs, targets = _length(lengths, "inputs"), _length(lengths, "targets")
+        if inputs < 2:
+            raise UserError(f"inputs of {inputs} tokens are too short for prefix LM: 2 or more")
+        if targets < inputs:
+            raise UserError(
+                f"prefix LM of inputs of {inputs} tokens makes targets of up to {inputs}, "
+                f"found targets of {targets}: set targets to {inputs}"
+            )
+        return inputs
+
+    def __call__(self, tokens, rng, vocabulary, lengths) -> Example:
+        mask = random_prefix_mask(len(tokens), rng)
+        tokens = np.asarray(tokens, np.int32)
+        return {"inputs": tokens[mask], "targets": tokens[~mask]}
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class TextToText:
+    """Supervised text to text: a record {"inputs": str, "targets": str} is one example."""
+
+    features: ClassVar = ("inputs", "targets")
+    document_eos: ClassVar = False
+    append_eos: ClassVar = True
+
+    def segment_length(self, lengths: Lengths) -> None:
+        for name in self.features:
+            _length(lengths, name)
+
+    def __call__(self, tokens: Mapping[str, np.ndarray], rng, vocabulary, lengths) -> Example:
+        return {name: np.asarray(tokens[name], np.int32) for name in self.features}
+
+
+def _length(lengths: Lengths, name: str) -> int:
+    if lengths.get(name, 0) < 1:
+        raise UserError(
+            f"feature lengths are {dict(lengths)}, expected a positive length for {name!r}: add it"
+        )
+    return lengths[name]

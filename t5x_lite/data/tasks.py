@@ -1,0 +1,222 @@
+"""A task is a source, an objective and a vocabulary; a mixture is tasks with rates."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import gin
+import numpy as np
+
+from t5x_lite.data.objectives import Objective, finish_example
+from t5x_lite.data.source import Record, Source, digest
+from t5x_lite.data.vocabulary import Vocabulary
+from t5x_lite.errors import UserError, did_you_mean
+
+Preprocessor = Callable[[Record], Record | None]
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """What a model learns from: text, and what is made of it.
+
+    name: keys the order of the documents and the noise, together with the seed.
+    preprocessors: functions of a record that return a record, or None to drop it, in order.
+
+    The objective reads {"text": str} of a record; one that takes each record as one example
+    (TextToText) reads the strings under its features' names.
+    """
+
+    name: str
+    source: Source
+    objective: Objective
+    vocabulary: Vocabulary
+    preprocessors: Sequence[Preprocessor] = ()
+
+    @functools.cached_property
+    def num_examples(self) -> int:
+        """Documents in the training split."""
+        return len(self.source.split("train"))
+
+    @property
+    def leaves(self) -> tuple[tuple["Task", float], ...]:
+        """As of a mixture: ((task, share), ...)."""
+        return ((self, 1.0),)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of all that decides on its examples, except the code of preprocessors."""
+        steps = [getattr(p, "__qualname__", None) or repr(p) for p in self.preprocessors]
+        parts = (self.source.fingerprint, repr(self.objective), self.vocabulary.fingerprint)
+        return digest(self.name, *parts, *steps)
+
+    def document(self, records: Source, index: int) -> np.ndarray:
+        """Tokens of a record's text, int32 [tokens]; none if it is blank or dropped."""
+        record = self._record(records, index)
+        tokens = self._encode(record, "text", index) if record else np.zeros(0, np.int32)
+        if len(tokens) and self.objective.document_eos:
+            tokens = np.append(tokens, np.int32(self.vocabulary.eos_id))
+        return tokens
+
+    def fields(self, records: Source, index: int) -> dict[str, np.ndarray]:
+        """Tokens of each of the objective's features in a record; {} if it is dropped."""
+        record = self._record(records, index)
+        names = self.objective.features if record else ()
+        return {name: self._encode(record, name, index) for name in names}
+
+    def example(
+        self,
+        tokens: np.ndarray | Mapping[str, np.ndarray],
+        rng: np.random.Generator,
+        lengths: Mapping[str, int],
+    ) -> dict[str, np.ndarray]:
+        """The objective's example of a segment of documents, or of `fields`; trimmed, with EOS."""
+        example = self.objective(tokens, rng, self.vocabulary, lengths)
+        return finish_example(example, lengths, self.objective.append_eos, self.vocabulary.eos_id)
+
+    def _record(self, records: Source, index: int) -> Record | None:
+        record = records[index]
+        for function in self.preprocessors:
+            name = getattr(function, "__name__", None) or repr(function)
+            found = record
+            try:
+                record = function(found)
+            except KeyError as e:
+                raise UserError(
+                    f"Task {self.name!r}: preprocessor {name} wants the key {e} of record {index}, "
+                    f"which has {_names(found)}."
+                ) from e
+            if record is None:
+                return None
+            if not isinstance(record, Mapping):
+                raise UserError(
+                    f"Task {self.name!r}: preprocessor {name} returned {type(record).__name__} for "
+                    f"record {index}; it must return a dict, or None to drop the record."
+                )
+        return record
+
+    def _encode(self, record: Record, key: str, index: int) -> np.ndarray:
+        if key not in record:
+            raise UserError(
+                f"Task {self.name!r}: record {index} has the keys {_names(record)}, expected "
+                f"{key!r}; rename it in the source or with the preprocessor Fields."
+                + did_you_mean(key, record)
+            )
+        if not isinstance(record[key], str):
+            raise UserError(
+                f"Task {self.name!r}: {key!r} of record {index} is "
+                f"{type(record[key]).__name__}, expected str; turn it into text in a preprocessor."
+            )
+        return self.vocabulary.encode(record[key])
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """A preprocessor that writes new records by templates over the old ones' keys.
+
+    `Fields({"inputs": "translate English to German: {en}", "targets": "{de}"})`.
+    """
+
+    templates: Mapping[str, str]
+
+    def __call__(self, record: Record) -> Record:
+        return {key: template.format_map(record) for key, template in self.templates.items()}
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixture:
+    """Tasks, or mixtures, in proportion.
+
+    rates: a weight for each, or "examples": its number of training documents, at most `maximum`
+      (the K of T5, arXiv:1910.10683), to the power of 1 / `temperature`.
+
+    The rate of a mixture within a mixture is shared out among its own tasks. All tasks must make
+    the same features with the same vocabulary; a task met twice counts once, with the summed share.
+    """
+
+    name: str
+    tasks: Sequence["Task | Mixture"]
+    rates: Sequence[float] | str = "examples"
+    maximum: float | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        if not self.tasks:
+            raise UserError(f"Mixture {self.name!r} has no tasks; give it one at least.")
+        if not self.temperature > 0:
+            raise UserError(f"Mixture {self.name!r}: temperature is {self.temperature}, not > 0.")
+        if isinstance(self.rates, str):
+            if self.rates != "examples":
+                raise UserError(
+                    f"Mixture {self.name!r}: rates are {self.rates!r}; use 'examples' or numbers."
+                )
+        elif len(self.rates) != len(self.tasks):
+            raise UserError(
+                f"Mixture {self.name!r} has {len(self.tasks)} tasks and {len(self.rates)} rates; "
+                "give one rate to each task."
+            )
+        elif not all(0 <= r < math.inf for r in self.rates) or sum(self.rates) == 0:
+            raise UserError(
+                f"Mixture {self.name!r}: rates are {list(self.rates)}; they must be 0 or more and "
+                "not all 0."
+            )
+
+    @property
+    def objective(self) -> Objective:
+        """Of one of its tasks: they make the same features."""
+        return self.leaves[0][0].objective
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Of all its tasks."""
+        return self.leaves[0][0].vocabulary
+
+    @functools.cached_property
+    def num_examples(self) -> int:
+        """Documents in the training splits of its tasks."""
+        return sum(task.num_examples for task, _ in self.leaves)
+
+    @functools.cached_property
+    def leaves(self) -> tuple[tuple[Task, float], ...]:
+        """((task, share), ...): every task once, with a share > 0; the shares sum to 1."""
+        rates = self.rates
+        if isinstance(rates, str):
+            cap = math.inf if self.maximum is None else self.maximum
+            rates = [min(t.num_examples, cap) ** (1 / self.temperature) for t in self.tasks]
+        shares: dict[Task, float] = {}
+        for part, rate in zip(self.tasks, rates, strict=True):
+            for task, share in part.leaves if rate else ():
+                shares[task] = shares.get(task, 0.0) + share * rate / sum(rates)
+        self._check_alike(list(shares))
+        return tuple(shares.items())
+
+    def _check_alike(self, tasks: list[Task]) -> None:
+        names = [task.name for task in tasks]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(
+                f"Mixture {self.name!r} has different tasks of the name {twice!r}; rename one."
+            )
+        for task in tasks[1:]:
+            if task.objective.features != tasks[0].objective.features:
+                raise UserError(
+                    f"Mixture {self.name!r}: task {names[0]!r} makes "
+                    f"{_names(tasks[0].objective.features)} and {task.name!r} "
+                    f"{_names(task.objective.features)}; mix tasks with the same features."
+                )
+            if task.vocabulary.fingerprint != tasks[0].vocabulary.fingerprint:
+                raise UserError(
+                    f"Mixture {self.name!r}: tasks {names[0]!r} and {task.name!r} have different "
+                    "vocabularies; give them the same one."
+                )
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(*((task.fingerprint, share) for task, share in self.leaves))
+
+
+def _names(names) -> str:
+    return ", ".join(repr(name) for name in names) or "nothing"

@@ -1,0 +1,375 @@
+"""Text <-> token ids: SentencePiece models (T5, mT5) and bytes (ByT5).
+
+Every vocabulary has T5's layout: pad 0, EOS 1, unknown 2, and sentinels `<extra_id_0>`,
+`<extra_id_1>`, ... at the top of the ids, counting down.
+"""
+
+import abc
+import dataclasses
+import functools
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gin
+import numpy as np
+
+from t5x_lite.errors import UserError, did_you_mean
+
+REPLACEMENT = "\ufffd"
+_SENTINEL = re.compile(r"<extra_id_(\d+)>")
+# mT5's sentinel pieces carry SentencePiece's space mark.
+_SENTINEL_PIECE = re.compile(r"\u2581?<extra_id_(\d+)>")
+
+
+class Vocabulary(abc.ABC):
+    """Maps text to int32 ids and back. Frozen, picklable, safe to share between threads."""
+
+    pad_id = 0
+    eos_id = 1
+    unk_id = 2
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """Number of ids, sentinels included, not rounded up to what a model likes."""
+
+    @property
+    @abc.abstractmethod
+    def num_sentinels(self) -> int:
+        """How many of the top ids are sentinels."""
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Returns int32 [tokens], without EOS; a literal `<extra_id_7>` becomes sentinel 7.
+
+        Lone surrogates, which UTF-8 can't hold, are read as "?".
+        """
+
+    @abc.abstractmethod
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Returns the text of `ids`: pad and EOS skipped, sentinels as `<extra_id_i>`.
+
+        Never raises on what a model may emit: ids outside the vocabulary and broken UTF-8 show
+        as U+FFFD.
+        """
+
+    @property
+    @abc.abstractmethod
+    def byte_lengths(self) -> np.ndarray:
+        """int32 [size], read-only: UTF-8 bytes of the text that each id stands for.
+
+        0 for pad, EOS, unknown and sentinels. `byte_lengths[encode(text)].sum()` is the UTF-8
+        length of the text as the vocabulary keeps it: of `text` itself for bytes and for lossless
+        SentencePiece models; where a SentencePiece model normalises, of the normalised text, plus
+        one byte where it puts a space before the text (T5's do both). SentencePiece writes a
+        space as U+2581, so a U+2581 in the text comes back, and counts, as one space.
+        """
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest of what the vocabulary does, the same wherever its file lies."""
+
+    def sentinel(self, i: int) -> int:
+        """Id of `<extra_id_i>`: `size - 1 - i`, as in T5."""
+        if not 0 <= i < self.num_sentinels:
+            raise UserError(
+                f"sentinel {i} asked of a vocabulary with {self.num_sentinels} sentinels: "
+                f"use a vocabulary with at least {i + 1} extra ids"
+            )
+        return self.size - 1 - i
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class SentencePieceVocabulary(Vocabulary):
+    """A SentencePiece model, read on first use.
+
+    path: the `.model` file. Its pad, EOS and unknown ids must be 0, 1, 2.
+    extra_ids: number of sentinels; None means the `<extra_id_*>` pieces in the file, or, if it
+      has none, 100 added above its pieces (T5: 32,000 + 100 -> 32,100).
+
+    Raises UserError on first use if the file is missing, is no SentencePiece model, or has other
+    special ids or its sentinels elsewhere than at the top.
+    """
+
+    path: str | os.PathLike[str]
+    extra_ids: int | None = None
+
+    @functools.cached_property
+    def _model(self) -> "_Model":
+        model = _read(Path(self.path).expanduser())
+        processor = _processor(model, self.path)
+        pieces = _pieces(processor)
+        held = sum(bool(_SENTINEL_PIECE.fullmatch(piece)) for piece in pieces)
+        wanted = (held or 100) if self.extra_ids is None else self.extra_ids
+        if held == 0 and wanted:
+            model = _add_sentinels(model, wanted)
+            processor = _processor(model, self.path)
+            pieces = _pieces(processor)
+        elif held != wanted:
+            raise UserError(
+                f"{self.path} holds {held} <extra_id_*> pieces, extra_ids is {wanted}: "
+                "leave extra_ids out"
+            )
+        for i in range(wanted):
+            found = _SENTINEL_PIECE.fullmatch(pieces[len(pieces) - 1 - i])
+            if not found or int(found[1]) != i:
+                raise UserError(
+                    f"{self.path} has {pieces[len(pieces) - 1 - i]!r} at id {len(pieces) - 1 - i}, "
+                    f"expected <extra_id_{i}>: train the model without <extra_id_*> pieces, "
+                    "they are added when it is read"
+                )
+        return _Model(model, processor, pieces, wanted)
+
+    @property
+    def size(self) -> int:
+        return len(self._model.pieces)
+
+    @property
+    def num_sentinels(self) -> int:
+        return self._model.sentinels
+
+    def encode(self, text: str) -> np.ndarray:
+        ids = self._model.processor.encode(_without_surrogates(text))
+        return np.fromiter(ids, np.int32, len(ids))
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        pieces = self._model.pieces
+        shown = [
+            pieces[i] if 0 <= i < len(pieces) else REPLACEMENT
+            for i in np.asarray(ids).tolist()
+            if i not in (self.pad_id, self.eos_id)
+        ]
+        # Decoding pieces, not ids: an unknown piece is copied where an unknown id would raise.
+        return self._model.processor.decode(shown) if shown else ""
+
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray:
+        _, processor, pieces, sentinels = self._model
+
+        def length(i: int) -> int:
+            if processor.is_byte(i):
+                return 1
+            if processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i):
+                return 0
+            return len(pieces[i].replace("\u2581", " ").encode())
+
+        lengths = np.array([length(i) for i in range(len(pieces))], np.int32)
+        lengths[len(pieces) - sentinels :] = 0
+        lengths.flags.writeable = False
+        return lengths
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._model.data).hexdigest()[:32]
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "extra_ids": self.extra_ids}  # workers read the file again
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class ByteVocabulary(Vocabulary):
+    """UTF-8 bytes at ids 3..258, then `extra_ids` sentinels: ByT5's ids (arXiv:2105.13626).
+
+    The default makes 384 ids, a multiple of 128.
+    """
+
+    extra_ids: int = 125
+
+    @property
+    def size(self) -> int:
+        return 3 + 256 + self.extra_ids
+
+    @property
+    def num_sentinels(self) -> int:
+        return self.extra_ids
+
+    def encode(self, text: str) -> np.ndarray:
+        parts, start = [], 0
+        for match in _SENTINEL.finditer(text):
+            if int(match[1]) < self.extra_ids:
+                parts.append(_byte_ids(text[start : match.start()]))
+                parts.append(np.array([self.sentinel(int(match[1]))], np.int32))
+                start = match.end()
+        return np.concatenate([*parts, _byte_ids(text[start:])])
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        unknown = REPLACEMENT.encode()
+        table = [b"", b"", unknown, *(bytes([b]) for b in range(256))]
+        table += [f"<extra_id_{i}>".encode() for i in reversed(range(self.extra_ids))]
+        shown = (table[i] if 0 <= i < len(table) else unknown for i in np.asarray(ids).tolist())
+        return b"".join(shown).decode(errors="replace")
+
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray:
+        lengths = np.zeros(self.size, np.int32)
+        lengths[3 : 3 + 256] = 1
+        lengths.flags.writeable = False
+        return lengths
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"bytes+{self.extra_ids}".encode()).hexdigest()[:32]
+
+
+@gin.configurable(module="t5x_lite")
+def train_sentencepiece(
+    texts: Iterable[str],
+    model_path: str | os.PathLike[str],
+    size: int,
+    model_type: str = "unigram",
+    extra_ids: int = 100,
+    lossless: bool = True,
+    character_coverage: float = 0.9995,
+    max_bytes: int = 100_000_000,
+) -> SentencePieceVocabulary:
+    """Trains a SentencePiece model on `texts`, writes it to `model_path` and returns it.
+
+    size: final number of ids: pad, EOS, unknown, 256 bytes (what no piece covers is spelt in
+      them), learned pieces and `extra_ids` sentinels.
+    model_type: "unigram" (Kudo, arXiv:1804.10959) or "bpe".
+    lossless: keep every character, so that `decode(encode(text)) == text` (save U+2581); False
+      prepares text as T5's models do: NFKC, runs of whitespace to one space, a space in front.
+    max_bytes: `texts` are read up to so many UTF-8 bytes; training holds them all in memory.
+
+    The same texts and arguments give the same file on any number of cores. The file appears whole
+    or not at all. Raises UserError if it exists, or if the texts can't fill `size` ids.
+    """
+    import sentencepiece
+
+    path = Path(model_path).expanduser()
+    if path.exists():
+        raise UserError(f"{path} exists already: delete it or give another path")
+    if model_type not in ("unigram", "bpe"):
+        raise UserError(f"model_type is {model_type!r}, expected 'unigram' or 'bpe'")
+    sentences = list(_sentences(texts, max_bytes))
+    if not sentences:
+        raise UserError("no text to train a vocabulary on: the texts are empty")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            vocab_size=size - extra_ids,
+            model_type=model_type,
+            character_coverage=character_coverage,
+            byte_fallback=True,
+            normalization_rule_name="identity" if lossless else "nmt_nfkc",
+            remove_extra_whitespaces=not lossless,
+            add_dummy_prefix=not lossless,
+            allow_whitespace_only_pieces=lossless,
+            pad_id=Vocabulary.pad_id,
+            eos_id=Vocabulary.eos_id,
+            unk_id=Vocabulary.unk_id,
+            bos_id=-1,
+            num_threads=4,  # fixed: the sums, and so the pieces, depend on it
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(_training_advice(str(error), size, extra_ids)) from error
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(_add_sentinels(model.getvalue(), extra_ids))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return SentencePieceVocabulary(str(path), extra_ids)
+
+
+class _Model(NamedTuple):
+    data: bytes
+    processor: Any  # sentencepiece.SentencePieceProcessor
+    pieces: list[str]  # by id
+    sentinels: int
+
+
+def _sentences(texts: Iterable[str], max_bytes: int, length: int = 1000) -> Iterator[str]:
+    """Cuts texts after line ends (else anywhere) to `length` characters: SentencePiece silently
+    skips what is over 4,192 bytes."""
+    left = max_bytes
+    for text in texts:
+        text, start = _without_surrogates(text), 0
+        while start < len(text):
+            end = start + length
+            if end < len(text):
+                end = text.rfind("\n", start, end) + 1 or end
+            sentence = text[start:end]
+            start, left = end, left - len(sentence.encode())
+            if left < 0:
+                return
+            yield sentence
+
+
+def _training_advice(error: str, size: int, extra_ids: int) -> str:
+    if too_high := re.search(r"value <= (\d+)", error):
+        fits = int(too_high[1]) + extra_ids
+        return f"the texts hold too few pieces for {size} ids: at most {fits}, or more text"
+    if too_low := re.search(r"required_chars\. \d+ vs (\d+)", error):
+        needed = int(too_low[1]) + extra_ids
+        return f"{size} ids are too few for the characters of the texts: at least {needed}"
+    return f"SentencePiece can't train {size} ids ({extra_ids} of them sentinels): {error.strip()}"
+
+
+def _add_sentinels(model: bytes, count: int) -> bytes:
+    """Appends user-defined pieces `<extra_id_{count-1}>` .. `<extra_id_0>` to a model file.
+
+    Joining two protocol buffers appends their repeated fields, so the pieces are written behind
+    the model as `ModelProto.pieces` (field 1): {1: piece, 2: score 0.0, 3: type USER_DEFINED = 4}.
+    """
+    parts = [model]
+    for i in reversed(range(count)):
+        piece = f"<extra_id_{i}>".encode()
+        message = b"\x0a" + bytes([len(piece)]) + piece + b"\x15" + bytes(4) + b"\x18\x04"
+        parts.append(b"\x0a" + bytes([len(message)]) + message)
+    return b"".join(parts)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        near = os.listdir(path.parent) if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, near) or " Train one, or give the path of a .model file."
+        raise UserError(f"can't read vocabulary {path}: {error.strerror}.{hint}") from error
+
+
+def _processor(model: bytes, path):
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except RuntimeError as error:
+        raise UserError(f"{path} is not a SentencePiece model: give a .model file") from error
+    found = (processor.pad_id(), processor.eos_id(), processor.unk_id())
+    if found != (Vocabulary.pad_id, Vocabulary.eos_id, Vocabulary.unk_id):
+        raise UserError(
+            f"{path} has pad, EOS, unknown ids {found}, expected (0, 1, 2): "
+            "use a T5-style model or train one"
+        )
+    return processor
+
+
+def _pieces(processor) -> list[str]:
+    return [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+
+
+def _byte_ids(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(errors="replace"), np.uint8).astype(np.int32) + 3
+
+
+def _without_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="replace").decode()
+    return text

@@ -1,0 +1,18 @@
+"""The one exception for mistakes a user can mend, and the nearest-name hint."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad configuration, data, checkpoint or topology.
+
+    The message is one line: what was found, what was expected, the nearest fix. The command line
+    prints it without a traceback and exits with status 2.
+    """
+
+
+def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:
+    """Returns " Did you mean 'a' or 'b'?" for the nearest candidates, or "" if none is near."""
+    near = difflib.get_close_matches(name, list(candidates), n=limit, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -1,0 +1,57 @@
+"""Loss, perplexity, accuracy and bits per byte on held-out data, and the baseline to beat."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+Features = dict[str, np.ndarray]
+
+
+def evaluate(
+    eval_step: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]],
+    params: Any,
+    batches: Iterable[dict[str, jax.Array]],
+) -> dict[str, float]:
+    """Runs ``eval_step`` over global batches and returns what `summarize` makes of the sums."""
+    totals: dict[str, float] = {}
+    # Sums stay on the device until the end: the host only waits once.
+    sums = [eval_step(params, batch) for batch in batches]
+    for batch_sums in jax.device_get(sums):
+        for name, value in batch_sums.items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    return summarize(totals)
+
+
+def summarize(totals: dict[str, float]) -> dict[str, float]:
+    """Sums over target tokens -> loss (nats per token), perplexity, accuracy, bits_per_byte."""
+    tokens = totals["target_tokens"]
+    metrics = {
+        "loss": totals["loss"] / tokens,
+        "perplexity": math.exp(min(totals["loss"] / tokens, 700.0)),
+        "accuracy": totals["hits"] / tokens,
+        "target_tokens": tokens,
+    }
+    if totals.get("bytes"):
+        metrics["bits_per_byte"] = totals["loss"] / math.log(2) / totals["bytes"]
+    return metrics
+
+
+def unigram_baseline(batches: Iterable[Features], byte_lengths: np.ndarray) -> dict[str, float]:
+    """The loss of the best model that ignores all context, on the same target tokens.
+
+    It knows the held-out frequencies themselves (the entropy of their distribution), so no
+    unigram model can do better.
+    """
+    counts = np.zeros(len(byte_lengths), np.int64)
+    for batch in batches:
+        targets = batch["decoder_target_tokens"][batch["decoder_loss_weights"] > 0]
+        counts += np.bincount(targets, minlength=len(counts))
+    tokens, seen = counts.sum(), counts[counts > 0]
+    loss = float(-(seen * np.log(seen / tokens)).sum())
+    return {
+        "loss": loss / float(tokens),
+        "bits_per_byte": loss / math.log(2) / max(float(counts @ byte_lengths), 1.0),
+    }

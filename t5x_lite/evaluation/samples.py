@@ -1,0 +1,64 @@
+"""A few held-out examples, completed by the model, as text."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from t5x_lite.data.loader import eval_batches
+from t5x_lite.data.tasks import Mixture, Task
+from t5x_lite.inference.decoding import Greedy, Method, generate, prefix_prompts
+from t5x_lite.models import Model
+
+
+def predict_samples(
+    model: Model,
+    params: Any,
+    task: Task | Mixture,
+    lengths: dict[str, int],
+    *,
+    count: int,
+    method: Method | None = None,
+) -> list[dict[str, str]]:
+    """Decodes the first ``count`` held-out examples: a list of {"input", "target", "prediction"}.
+
+    An encoder-decoder reads the inputs; a prefix LM reads the prefix; a causal LM reads the first
+    half of the example and the other half is the target.
+    """
+    batches = eval_batches(
+        task,
+        lengths=lengths,
+        batch_size=count,
+        architecture=model.config.architecture,
+        max_batches=1,
+    )
+    batch = next(iter(batches), None)
+    if batch is None:
+        return []
+    targets = batch["decoder_target_tokens"]
+    inputs, prompts, options = batch.get("encoder_input_tokens"), None, {}
+    if inputs is None and "decoder_causal_attention" in batch:
+        inputs = prompts = np.asarray(prefix_prompts(batch))
+        targets = targets * (batch["decoder_loss_weights"] > 0)
+        options["bidirectional_prompts"] = True
+    elif inputs is None:
+        half = (targets > 0).sum(axis=1, keepdims=True) // 2
+        place = np.arange(targets.shape[1])
+        inputs = prompts = targets * (place < half)
+        targets = targets * (place >= half)
+    decoded = generate(
+        model,
+        params,
+        {name: jnp.asarray(value) for name, value in batch.items()},
+        method=method or Greedy(),
+        max_new_tokens=int((targets > 0).sum(axis=1).max(initial=1)),
+        prompts=None if prompts is None else jnp.asarray(prompts),
+        **options,
+    )
+    decode = task.vocabulary.decode
+    rows = zip(inputs, targets, np.asarray(decoded.tokens)[:, 0], strict=True)
+    return [
+        {"input": decode(i[i > 0]), "target": decode(t[t > 0]), "prediction": decode(p)}
+        for i, t, p in rows
+        if (t > 0).any()
+    ]

@@ -1,0 +1,65 @@
+"""Several processes: joining them, and agreeing among them."""
+
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from t5x_lite.errors import UserError
+
+
+def initialize(
+    coordinator_address: str | None = None,
+    process_count: int | None = None,
+    process_index: int | None = None,
+    timeout: int = 300,
+) -> None:
+    """Joins this process to the others; call it before the first use of a device.
+
+    With explicit arguments (``host:port`` of process 0) it works anywhere. Without them it asks
+    jax to find the cluster (TPU pods, SLURM, Open MPI, Kubernetes) if there is a sign of one,
+    and otherwise stays a single process.
+
+    Raises:
+      UserError: if only some of the three arguments are given.
+    """
+    given = (coordinator_address, process_count, process_index)
+    if any(value is not None for value in given):
+        if any(value is None for value in given):
+            raise UserError(
+                f"got coordinator_address={coordinator_address}, process_count={process_count}, "
+                f"process_index={process_index}: give all three, or none to find the cluster."
+            )
+        jax.distributed.initialize(
+            coordinator_address, process_count, process_index, initialization_timeout=timeout
+        )
+    elif _in_cluster():
+        jax.distributed.initialize(initialization_timeout=timeout)
+
+
+def _in_cluster() -> bool:
+    several_tpu_hosts = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    slurm_tasks = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    mpi_tasks = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+    return several_tpu_hosts or slurm_tasks or mpi_tasks
+
+
+def gather_rows(local: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
+    """Returns the global [batch_size, ...] array of which each process holds ``rows``.
+
+    Every process must call it (it is a collective), and they may hold different numbers of rows.
+    """
+    if jax.process_count() == 1:
+        return local
+    # int64 would be cut to int32 on the way through jax: send halves.
+    padded = np.full((batch_size, *local.shape[1:]), -1, np.int64)
+    padded[rows] = local
+    halves = np.ascontiguousarray(padded).view(np.int32)
+    everyone = np.asarray(multihost_utils.process_allgather(halves)).copy().view(np.int64)
+    return everyone.max(axis=0)
+
+
+def is_main_process() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0

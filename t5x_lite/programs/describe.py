@@ -1,0 +1,149 @@
+"""What a run says about itself: derived numbers at the start, tables, the summary at the end."""
+
+import os
+from typing import Any
+
+import jax
+
+from t5x_lite import config
+from t5x_lite.parallel import distributed
+from t5x_lite.programs.setup import Setup
+from t5x_lite.training import state as state_lib
+from t5x_lite.training.telemetry import peak_flops
+from t5x_lite.training.trackers import duration, read_json_lines, short
+
+
+def derived_numbers(
+    setup: Setup, abstract: state_lib.TrainState, total_steps: int, flops: float
+) -> dict[str, Any]:
+    """Everything that follows from the configuration, by name, as it is printed."""
+    devices = list(setup.mesh.devices.flat)
+    c = setup.model.config
+    parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
+    tokens = setup.batch_size * sum(
+        setup.feature_lengths[name]
+        for name in ("encoder_input_tokens", "decoder_target_tokens")
+        if name in setup.feature_lengths
+    )
+    peak = peak_flops(devices[0])
+    bytes_per_device = sum(
+        x.sharding.shard_shape(x.shape)[0:] and _shard_bytes(x) for x in jax.tree.leaves(abstract)
+    )
+    layers = f"{c.num_encoder_layers}+{c.num_decoder_layers}" if c.has_encoder else c.num_decoder_layers
+    return {
+        "model": f"{c.architecture}, {layers} layers, {c.embed_dim} wide, {c.num_heads} heads",
+        "parameters": f"{parameters:,}",
+        "task": f"{setup.task.name}: {type(setup.task.objective).__name__}, "
+        f"vocabulary of {setup.task.vocabulary.size:,}",
+        "features": ", ".join(f"{k} {v}" for k, v in setup.feature_lengths.items() if "tokens" in k),
+        "devices": f"{len(devices)} x {devices[0].device_kind}, mesh "
+        + " x ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items())
+        + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""),
+        "compute dtype": str(jax.numpy.dtype(setup.model.dtype)),
+        "state per device": f"{bytes_per_device / 2**20:,.1f} MiB (parameters and optimizer)",
+        "batch": f"{setup.batch_size} rows = {tokens:,} tokens",
+        "steps": f"{total_steps:,} = {short(total_steps * tokens)} tokens",
+        "model FLOPs per step": short(flops),
+        "peak FLOP/s": f"{short(peak * len(devices))}" if peak else "not known for this device",
+    }
+
+
+def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:
+    size = x.dtype.itemsize
+    for n in x.sharding.shard_shape(x.shape):
+        size *= n
+    return size
+
+
+def print_start(numbers: dict[str, Any]) -> None:
+    """Prints the derived numbers, one a line."""
+    if distributed.is_main_process():
+        for name, value in numbers.items():
+            print(f"{name:>20}  {value}", flush=True)
+
+
+def print_dry_run(setup: Setup, abstract: state_lib.TrainState, axes: Any, numbers: Any) -> None:
+    """Prints the operative configuration, the parameter table and the derived numbers."""
+    if distributed.is_main_process():
+        print(config.operative_config())
+        print(parameter_table(abstract.params, axes))
+        print_start(numbers)
+
+
+def parameter_table(abstract_params: Any, axes: Any) -> str:
+    """A text table: name, shape, logical axes, mesh axes, dtype; totals in the last lines."""
+    rows = state_lib.parameter_table(abstract_params, axes)
+    header = ("name", "shape", "logical axes", "mesh axes", "dtype")
+    lines = [header]
+    for row in rows:
+        mesh = ", ".join("*".join(a) if isinstance(a, tuple) else str(a or "-") for a in row["mesh"])
+        shape = " x ".join(map(str, row["shape"]))
+        lines.append((row["name"], shape, ", ".join(row["axes"]), mesh, row["dtype"]))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = ["  ".join(f"{v:<{w}}" for v, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    total = sum(row["size"] for row in rows)
+    sizes = sum(row["size"] * jax.numpy.dtype(row["dtype"]).itemsize for row in rows)
+    text.append(f"{len(rows)} parameters, {total:,} elements, {sizes / 2**20:,.1f} MiB")
+    return "\n".join(text) + "\n"
+
+
+def print_summary(
+    model_dir: str, step: int, samples: list[dict[str, str]] | None = None
+) -> dict[str, Any]:
+    """Prints and returns what the run achieved, from what it logged.
+
+    Keys: step, first and last (evaluation metrics), unigram_loss, unigram_bits_per_byte,
+    tokens_per_second (median), train_seconds, checkpoint.
+    """
+    lines = read_json_lines(os.path.join(model_dir, "metrics.jsonl"))
+    evals = [line for line in lines if "eval/loss" in line]
+    rates = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
+    seconds = [line["train_seconds"] for line in lines if "train_seconds" in line]
+    summary: dict[str, Any] = {
+        "step": step,
+        "checkpoint": os.path.join(model_dir, "checkpoints", str(step)),
+        "tokens_per_second": rates[len(rates) // 2] if rates else None,
+        "train_seconds": seconds[-1] if seconds else None,
+    }
+    if evals:
+        summary |= {"first": _eval_values(evals[0]), "last": _eval_values(evals[-1])}
+        for name in ("unigram_loss", "unigram_bits_per_byte"):
+            summary[name] = evals[0].get(f"eval/{name}")
+    if distributed.is_main_process():
+        print("\n".join(_summary_lines(model_dir, summary, samples or [])), flush=True)
+    return summary
+
+
+def _eval_values(line: dict[str, Any]) -> dict[str, float]:
+    return {k.removeprefix("eval/"): v for k, v in line.items() if k.startswith("eval/")}
+
+
+def _summary_lines(
+    model_dir: str, summary: dict[str, Any], samples: list[dict[str, str]]
+) -> list[str]:
+    lines = ["", f"== {model_dir}: {summary['step']:,} steps =="]
+    if "first" in summary:
+        first, last = summary["first"], summary["last"]
+        lines.append(f"{'held-out data':>20}  {'start':>8}  {'end':>8}  unigram entropy")
+        for name, label in (("loss", "nats per token"), ("bits_per_byte", "bits per byte")):
+            if name in last:
+                unigram = summary.get(f"unigram_{name}")
+                baseline = f"  {unigram:>8.4f}" if unigram is not None else ""
+                lines.append(f"{label:>20}  {first[name]:>8.4f}  {last[name]:>8.4f}{baseline}")
+        lines.append(f"{'accuracy':>20}  {first['accuracy']:>8.2%}  {last['accuracy']:>8.2%}")
+    if summary["tokens_per_second"]:
+        lines.append(
+            f"{'speed':>20}  {short(summary['tokens_per_second'])} tokens/s, "
+            f"{duration(summary['train_seconds'])} of training"
+        )
+    lines.append(f"{'checkpoint':>20}  {summary['checkpoint']}")
+    lines += ["", "Next:"]
+    gin_file = os.path.join(model_dir, "config.gin")
+    lines += [
+        f"  t5x_lite eval --gin_file={gin_file} --checkpoint=all",
+        f"  t5x_lite infer --gin_file={gin_file} --prompt=\"import <extra_id_0> as np\""
+        if samples and "<extra_id_0>" in samples[0].get("input", "<extra_id_0>")
+        else f"  t5x_lite infer --gin_file={gin_file} --prompt=\"def main(\"",
+        f"  t5x_lite train --gin_file={gin_file} --gin.train.total_steps={2 * summary['step']}",
+    ]
+    return lines

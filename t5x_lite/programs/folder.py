@@ -1,0 +1,102 @@
+"""The run's folder: whose it is, and what is written beside the checkpoints.
+
+    model_dir/
+      run.json           what makes this run this run; another can't continue here
+      config.gin         the whole configuration, macros resolved: --gin_file takes it
+      parameters.txt     every parameter's name, shape, logical axes, mesh axes, dtype
+      metrics.jsonl      every logged number; tensorboard/ has the same
+      checkpoints/STEP/  see training/checkpoints.py
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+
+from t5x_lite import config
+from t5x_lite.errors import UserError
+from t5x_lite.programs.setup import Setup
+
+# These change how fast a model is computed, not what is computed.
+FREE_MODEL_FIELDS = ("dtype", "remat", "dropout_rate")
+
+
+def identity(setup: Setup, *, seed: int, pack: bool) -> dict[str, Any]:
+    """What must stay as it is for a run to continue: model, data and their order."""
+    model = dataclasses.asdict(setup.model.config)
+    for field in FREE_MODEL_FIELDS:
+        del model[field]
+    values = {
+        "model": model,
+        "task": setup.task.name,
+        "vocabulary": setup.task.vocabulary.fingerprint,
+        "lengths": setup.lengths,
+        "batch_size": setup.batch_size,
+        "pack": pack,
+        "seed": seed,
+    }
+    return json.loads(json.dumps(values))
+
+
+def claim(model_dir: str, wanted: dict[str, Any], write: bool = True) -> None:
+    """Makes the folder this run's, or checks that it already is.
+
+    Raises:
+      UserError: it holds another run (what differs is named), or files that are no run's.
+    """
+    folder = epath.Path(model_dir)
+    file = folder / "run.json"
+    if file.exists():
+        try:
+            found = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{file} can't be read ({error}): take another model_dir, or remove the file "
+                f"if you are sure that the run in this folder is the same."
+            ) from error
+        differences = _differences(found, wanted)
+        if differences:
+            raise UserError(
+                f"{model_dir} holds another run: {'; '.join(differences[:3])}. Take another "
+                f"model_dir (train.initial_checkpoint starts from this one's weights)."
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        some = ", ".join(sorted(p.name for p in folder.iterdir())[:3])
+        raise UserError(
+            f"{model_dir} exists and is no run's folder (no run.json, but {some}): "
+            f"take another model_dir."
+        )
+    elif write:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(wanted, indent=1) + "\n")
+
+
+def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return [
+            difference
+            for key in sorted({*found, *wanted})
+            for difference in _differences(
+                found.get(key), wanted.get(key), f"{name}.{key}" if name else key
+            )
+        ]
+    return [] if found == wanted else [f"{name} was {found!r}, now {wanted!r}"]
+
+
+def write_description(model_dir: str, table: str) -> None:
+    """Writes config.gin and parameters.txt, those of the latest start."""
+    folder = epath.Path(model_dir)
+    (folder / "config.gin").write_text(config.config_text())
+    (folder / "parameters.txt").write_text(table)
+
+
+def with_params(state: Any, found: dict[str, Any]) -> Any:
+    """The state with some of its parameters replaced by ``found``, a part of their tree."""
+
+    def merge(old: Any, new: Any) -> Any:
+        if not isinstance(old, dict):
+            return new
+        return {key: merge(old[key], new[key]) if key in new else old[key] for key in old}
+
+    return dataclasses.replace(state, params=merge(state.params, found))

@@ -1,0 +1,203 @@
+"""`t5x_lite infer`: texts in, JSON lines out."""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+
+from t5x_lite import config
+from t5x_lite.data.features import model_features, pad_example
+from t5x_lite.data.tasks import Mixture, Task
+from t5x_lite.errors import UserError
+from t5x_lite.inference.decoding import Greedy, Method, generate
+from t5x_lite.inference.scoring import log_likelihood
+from t5x_lite.models import TransformerConfig
+from t5x_lite.parallel import distributed
+from t5x_lite.parallel.mesh import MeshConfig
+from t5x_lite.parallel.rules import use_mesh
+from t5x_lite.programs.eval import checkpoint_paths
+from t5x_lite.programs.setup import Setup, set_up
+from t5x_lite.training.checkpoints import restore_params
+from t5x_lite.training.state import abstract_params, key_for
+
+Record = dict[str, Any]
+
+
+def main(args: argparse.Namespace) -> int:
+    distributed.initialize(args.coordinator_address, args.process_count, args.process_index)
+    if bool(args.prompt) == bool(args.input):
+        raise UserError("infer needs either --prompt TEXT (repeatable) or --input FILE.")
+    records = [{"input": text} for text in args.prompt] if args.prompt else read_records(args.input)
+    config.require("infer")
+    results = infer(records=records, checkpoint=args.checkpoint)
+    with contextlib.ExitStack() as stack:
+        # Written beside and renamed at the end: an interrupted run leaves no half a result.
+        out = sys.stdout
+        if args.output:
+            out = stack.enter_context(open(args.output + ".tmp", "w", encoding="utf-8"))
+        for result in results:
+            print(json.dumps(result, ensure_ascii=False), file=out, flush=True)
+    if args.output:
+        os.replace(args.output + ".tmp", args.output)
+        print(f"{len(records):,} records written to {args.output}", file=sys.stderr)
+    return 0
+
+
+def read_records(path: str) -> list[Record]:
+    """Reads text lines, or JSON lines with an "input" (and perhaps a "target"); "-" is stdin.
+
+    Raises:
+      UserError: no such file, invalid UTF-8 or JSON, a record without "input", or no record.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            file = sys.stdin if path == "-" else stack.enter_context(open(path, encoding="utf-8"))
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read --input {path}: {error}.") from error
+    is_json = next((line for line in lines if line.strip()), "").lstrip().startswith("{")
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line) if is_json else {"input": line}
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number} is no JSON ({error}); line 1 was.") from error
+        if not isinstance(record, dict) or not isinstance(record.get("input"), str):
+            raise UserError(f'{path}:{number} has no text under "input": found {line[:60]!r}.')
+        records.append(record)
+    if not records:
+        raise UserError(f"{path} has no text in it: one prompt a line, or JSON lines with 'input'.")
+    return records
+
+
+@gin.configurable(module="t5x_lite", denylist=["records", "checkpoint"])
+def infer(
+    *,
+    model_dir: str,
+    model: TransformerConfig,
+    task: Task | Mixture,
+    lengths: Mapping[str, int],
+    records: Sequence[Record],
+    mesh: MeshConfig | None = None,
+    batch_size: int = 8,
+    method: Method | None = None,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    checkpoint: str = "latest",
+) -> Iterator[Record]:
+    """Yields each record with "prediction" and "score" (log-probability), best first if several.
+
+    A record with a "target" gets "target_log_likelihood" too. Inputs that are longer than
+    lengths["inputs"] are cut, and say so with "truncated": true.
+
+    Args:
+      records: {"input": text, ...}; other keys are passed through.
+      method: Greedy() (the default), Sample(...) or BeamSearch(...).
+      max_new_tokens: None: the length of the task's targets.
+    """
+    setup = set_up(model, task, lengths, batch_size, mesh, pack=False)
+    abstract = abstract_params(setup.model, setup.mesh, setup.rules)
+    [path] = checkpoint_paths(model_dir, checkpoint)
+    params = restore_params(path, abstract)
+    new_tokens = max_new_tokens or setup.lengths["targets"]
+
+    def results() -> Iterator[Record]:
+        with use_mesh(setup.mesh, setup.rules):
+            for start in range(0, len(records), batch_size):
+                some = records[start : start + batch_size]
+                rng = jax.random.fold_in(key_for(seed, "sampling"), start)
+                yield from _complete(setup, params, some, method or Greedy(), new_tokens, rng)
+
+    return results()
+
+
+def _complete(
+    setup: Setup, params: Any, records: Sequence[Record], method: Method, new_tokens: int, rng
+) -> Iterator[Record]:
+    vocabulary = setup.task.vocabulary
+    has_encoder = setup.model.config.has_encoder
+    eos = [vocabulary.eos_id] if has_encoder else []
+    limit = setup.lengths.get("inputs", setup.lengths["targets"])
+    ids = [np.append(vocabulary.encode(r["input"]), eos).astype(np.int32) for r in records]
+    # A prompt is continued, so its end is what counts; an input is read from its beginning.
+    cut = [x[:limit] if has_encoder else x[-limit:] for x in ids]
+    inputs = _pad(cut, setup.batch_size, limit if has_encoder else _round_up(cut, limit))
+    if has_encoder:
+        batch = {"encoder_input_tokens": setup.place({"x": inputs[setup.rows]})["x"]}
+        prompts = None
+    else:
+        batch, prompts = {}, setup.place({"x": inputs[setup.rows]})["x"]
+    decoded = generate(
+        setup.model,
+        params,
+        batch,
+        method=method,
+        max_new_tokens=new_tokens,
+        prompts=prompts,
+        rng=rng,
+        eos_id=vocabulary.eos_id,
+    )
+    tokens, scores = np.asarray(decoded.tokens), np.asarray(decoded.scores)
+    likelihoods = _target_likelihoods(setup, params, records, cut)
+    for i, record in enumerate(records):
+        texts = [vocabulary.decode(row) for row in tokens[i]]
+        result = record | {"prediction": texts[0], "score": float(scores[i, 0])}
+        if len(texts) > 1:
+            rest = zip(texts, scores[i], strict=True)
+            result["predictions"] = [{"text": t, "score": float(s)} for t, s in rest]
+        if len(ids[i]) > limit:
+            result["truncated"] = True
+        if i in likelihoods:
+            result["target_log_likelihood"] = likelihoods[i]
+        yield result
+
+
+def _target_likelihoods(
+    setup: Setup, params: Any, records: Sequence[Record], inputs: list[np.ndarray]
+) -> dict[int, float]:
+    """Log-likelihoods of the records' "target" texts (EOS included), by the record's place."""
+    chosen = [i for i, record in enumerate(records) if isinstance(record.get("target"), str)]
+    if not chosen:
+        return {}
+    vocabulary, lengths = setup.task.vocabulary, setup.lengths
+    rows = []
+    for i in chosen:
+        target = np.append(vocabulary.encode(records[i]["target"]), vocabulary.eos_id)
+        if len(target) > lengths["targets"]:
+            raise UserError(
+                f"target of {len(target)} tokens ({records[i]['target'][:40]!r}...), but "
+                f"lengths['targets'] is {lengths['targets']}: shorten it, or raise the length."
+            )
+        example = {"inputs": inputs[i], "targets": target.astype(np.int32)}
+        sizes = {"inputs": lengths.get("inputs", lengths["targets"]), "targets": lengths["targets"]}
+        rows.append(model_features(pad_example(example, sizes), setup.architecture, False))
+    batch = {
+        name: _pad([row[name] for row in rows], setup.batch_size, len(rows[0][name]))
+        for name in rows[0]
+    }
+    placed = setup.place({name: value[setup.rows] for name, value in batch.items()})
+    values = np.asarray(log_likelihood(setup.model, params, placed))
+    return {i: float(v) for i, v in zip(chosen, values, strict=False)}
+
+
+def _round_up(rows: Iterable[np.ndarray], limit: int) -> int:
+    """A width for the longest row: a power of two, so that few shapes are compiled."""
+    longest = max(1, *(len(row) for row in rows))
+    return min(limit, 2 ** math.ceil(math.log2(longest)))
+
+
+def _pad(rows: Sequence[np.ndarray], count: int, width: int) -> np.ndarray:
+    out = np.zeros((count, width), np.int32)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out

@@ -1,0 +1,284 @@
+"""`t5x_lite train`: raw text to a trained, evaluated, sampled model. Read it top to bottom."""
+
+import argparse
+import contextlib
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+
+from t5x_lite import config
+from t5x_lite.data.loader import BatchLoader, eval_batches, prefetch
+from t5x_lite.data.tasks import Mixture, Task
+from t5x_lite.errors import UserError
+from t5x_lite.evaluation.evaluator import evaluate as run_evaluation
+from t5x_lite.evaluation.evaluator import unigram_baseline
+from t5x_lite.evaluation.samples import predict_samples
+from t5x_lite.models import TransformerConfig
+from t5x_lite.models.flops import train_flops
+from t5x_lite.parallel import distributed
+from t5x_lite.parallel.mesh import MeshConfig
+from t5x_lite.parallel.rules import use_mesh
+from t5x_lite.programs import describe, folder
+from t5x_lite.programs.interrupt import Interrupt
+from t5x_lite.programs.setup import data_shards, set_up
+from t5x_lite.training.checkpoints import CheckpointConfig, Checkpoints, restore_params
+from t5x_lite.training.state import abstract_state, init_state
+from t5x_lite.training.step import Loss, check_microbatches, make_eval_step, make_train_step
+from t5x_lite.training.telemetry import Chronometer, mfu
+from t5x_lite.training.trackers import Console, JsonLines, TensorBoard, Trackers
+
+
+def main(args: argparse.Namespace) -> int:
+    distributed.initialize(args.coordinator_address, args.process_count, args.process_index)
+    config.require("train")
+    train(dry_run=args.dry_run)
+    return 0
+
+
+@gin.configurable(module="t5x_lite", denylist=["dry_run"])
+def train(
+    *,
+    model_dir: str,
+    model: TransformerConfig,
+    task: Task | Mixture,
+    lengths: Mapping[str, int],
+    batch_size: int,
+    total_steps: int,
+    optimizer: Any,
+    loss: Loss | None = None,
+    mesh: MeshConfig | None = None,
+    pack: bool = True,
+    seed: int = 0,
+    num_microbatches: int = 1,
+    checkpoint: CheckpointConfig | None = None,
+    initial_checkpoint: str | None = None,
+    initial_params: str | None = None,
+    log_period: int = 100,
+    eval_period: int = 1000,
+    eval_batch_count: int | None = 20,
+    num_samples: int = 3,
+    max_bad_steps: int = 10,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Trains until ``total_steps``; continues what it finds in ``model_dir``.
+
+    The state is taken from, in this order: the newest checkpoint in ``model_dir``;
+    ``initial_checkpoint``; random initialisation. All periods are in absolute steps.
+
+    Args:
+      model_dir: the run's folder, made if it isn't there.
+      lengths: tokens of each of the task's features, such as {"inputs": 512, "targets": 114}.
+      batch_size: rows of the global batch, over all devices and hosts.
+      optimizer: AdamW(...), Adafactor(...), ... of t5x_lite.training.optimizers.
+      pack: several examples in one row.
+      num_microbatches: gradients are accumulated over so many parts of the batch.
+      initial_checkpoint: another run's folder or checkpoint, whose parameters to start from.
+      initial_params: regular expression: only parameters with a match are taken from it.
+      eval_batch_count: batches of held-out data at each evaluation; None: all there are.
+      num_samples: predictions shown after the last step.
+      max_bad_steps: so many steps in a row whose loss or gradient isn't finite end the run.
+      dry_run: build everything on abstract shapes, print it, and stop.
+
+    Returns:
+      The summary that is printed at the end (see `describe.summary`).
+
+    Raises:
+      UserError: anything about the configuration, the data or the folder that can't work.
+      FloatingPointError: after ``max_bad_steps``.
+    """
+    started = time.monotonic()
+    loss, checkpoint = loss or Loss(), checkpoint or CheckpointConfig()
+    if total_steps < 1:
+        raise UserError(f"total_steps = {total_steps}: it must be at least 1.")
+
+    # ------------------------------------------------------------------- model, data, devices
+    setup = set_up(model, task, lengths, batch_size, mesh, pack=pack)
+    check_microbatches(batch_size, num_microbatches, data_shards(setup))
+    params, axes = setup.model.abstract_params(), setup.model.logical_axes()
+    transform = optimizer.build(params, axes)
+    abstract = abstract_state(setup.model, transform, setup.mesh, setup.rules)
+    flops = train_flops(model, setup.feature_lengths, batch_size)
+    numbers = describe.derived_numbers(setup, abstract, total_steps, flops)
+    if dry_run:
+        describe.print_dry_run(setup, abstract, axes, numbers)
+        return numbers
+
+    # ------------------------------------------------------------------- the run's folder
+    identity = folder.identity(setup, seed=seed, pack=pack)
+    folder.claim(model_dir, identity)
+    checkpoints = Checkpoints(model_dir, checkpoint)
+    latest = checkpoints.latest_step()
+    if latest is not None and latest >= total_steps:
+        say(f"{model_dir} is finished: step {latest:,} of {total_steps:,}. More: set total_steps.")
+        return describe.print_summary(model_dir, latest)
+    if distributed.is_main_process():
+        folder.write_description(model_dir, describe.parameter_table(abstract.params, axes))
+    describe.print_start(numbers)
+
+    # ------------------------------------------------------------------- data
+    loader = BatchLoader(
+        task,
+        lengths=dict(lengths),
+        batch_size=batch_size,
+        seed=seed,
+        architecture=model.architecture,
+        pack=pack,
+        rows=setup.rows,
+    )
+
+    def held_out():
+        return eval_batches(
+            task,
+            lengths=dict(lengths),
+            batch_size=batch_size,
+            architecture=model.architecture,
+            rows=setup.rows,
+            max_batches=eval_batch_count,
+        )
+
+    # ------------------------------------------------------------------- state
+    seconds = {}
+    if latest is not None:
+        restored, position, description = checkpoints.restore(latest, abstract.to_dict())
+        state = type(abstract)(**restored)
+        loader.restore(position[setup.rows])
+        seconds = description.get("seconds", {})
+        say(f"continuing from step {latest:,} of {model_dir}")
+    else:
+        state = init_state(setup.model, transform, abstract, seed)
+        if initial_checkpoint is not None:
+            found = restore_params(initial_checkpoint, abstract.params, initial_params)
+            state = folder.with_params(state, found)
+            say(f"starting from {initial_checkpoint}: {len(jax.tree.leaves(found))} parameters")
+    step = latest or 0
+
+    # ------------------------------------------------------------------- steps, compiled on first use
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    train_step = jax.jit(
+        make_train_step(
+            setup.model,
+            transform,
+            optimizer.schedule,
+            loss=loss,
+            num_microbatches=num_microbatches,
+            seed=seed,
+        ),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+    )
+    eval_step = jax.jit(make_eval_step(setup.model, jnp.asarray(task.vocabulary.byte_lengths)))
+
+    # ------------------------------------------------------------------- the loop
+    chronometer = Chronometer(state=seconds or None)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(use_mesh(setup.mesh, setup.rules))
+        interrupt = stack.enter_context(Interrupt())
+        stack.enter_context(checkpoints)
+        trackers = Trackers(
+            [
+                Console(total_steps),
+                JsonLines(os.path.join(model_dir, "metrics.jsonl"), resume_step=step),
+                TensorBoard(os.path.join(model_dir, "tensorboard"), resume_step=step),
+            ]
+        )
+        stack.callback(trackers.close)
+        batches = stack.enter_context(contextlib.closing(prefetch(loader)))
+
+        def evaluate_now(first: bool = False) -> dict[str, float]:
+            with chronometer.paused():
+                metrics = run_evaluation(eval_step, state.params, setup.place_all(held_out()))
+                if first:
+                    baseline = unigram_baseline(held_out(), task.vocabulary.byte_lengths)
+                    metrics |= {f"unigram_{name}": value for name, value in baseline.items()}
+                trackers.log(step, {f"eval/{name}": value for name, value in metrics.items()})
+            return metrics
+
+        def save(metrics: dict[str, float] | None, position) -> None:
+            with chronometer.paused():
+                checkpoints.save(
+                    step,
+                    state.to_dict(),
+                    data_position=distributed.gather_rows(position, setup.rows, batch_size),
+                    description=identity
+                    | {"config": config.config_text(), "seconds": chronometer.state()},
+                    metrics=metrics,
+                )
+
+        if step == 0:
+            evaluate_now(first=True)
+        chronometer.start(step)
+        tokens_since_log = 0
+        first_step_at = None
+        while step < total_steps:
+            batch = next(batches)
+            state, metrics = train_step(state, setup.place(batch.features))
+            step += 1
+            stop = interrupt.requested(step)
+            last = step == total_steps
+            if first_step_at is None:
+                # Its time is the compiler's; speed is counted from here.
+                jax.block_until_ready(metrics)
+                first_step_at = time.monotonic() - started
+                say(f"first step {first_step_at:.1f} s after the start")
+                chronometer.start(step)
+            tokens_since_log += batch_size * sum(
+                setup.feature_lengths[name]
+                for name in ("encoder_input_tokens", "decoder_target_tokens")
+                if name in setup.feature_lengths
+            )
+            if step % log_period == 0 or last or stop:
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                _check_finite(values, step, max_bad_steps)
+                lap = chronometer.lap(step, tokens_since_log)
+                tokens_since_log = 0
+                lap["seconds_left"] = chronometer.seconds_left(total_steps) or 0.0
+                used = mfu(flops, lap.get("seconds_per_step", 0.0), setup.mesh.devices.flat)
+                trackers.log(step, values | lap | ({"mfu": used} if used is not None else {}))
+            eval_metrics = None
+            if last or (step % eval_period == 0 and not stop):
+                eval_metrics = evaluate_now()
+            if checkpoints.should_save(step, last=last or stop):
+                save(eval_metrics, batch.position)
+            if stop:
+                break
+
+        checkpoints.wait()
+        if stop:
+            trackers.close()
+            say(f"{interrupt.signal}: saved step {step:,}; the same command continues.")
+            return {"step": step}
+
+        # --------------------------------------------------------------- what it has learnt
+        samples = []
+        if num_samples:
+            samples = predict_samples(
+                setup.model, state.params, task, setup.lengths, count=num_samples
+            )
+            for number, sample in enumerate(samples):
+                for name, text in sample.items():
+                    trackers.log_text(step, f"sample_{number}/{name}", text)
+    return describe.print_summary(model_dir, step, samples)
+
+
+def _check_finite(values: dict[str, float], step: int, max_bad_steps: int) -> None:
+    bad = int(values["bad_steps"])
+    if bad >= max_bad_steps:
+        raise FloatingPointError(
+            f"loss or gradient not finite in the {bad} steps up to step {step}: they changed "
+            f"nothing, the last checkpoint is good. Lower the learning rate, or clip (clip_norm)."
+        )
+    if bad:
+        say(f"warning: loss or gradient not finite at step {step}; the update was skipped")
+    assert bad or math.isfinite(values["loss"])
+
+
+def say(text: str) -> None:
+    """Prints a line, once for all processes."""
+    if distributed.is_main_process():
+        print(text, flush=True)

@@ -1,0 +1,349 @@
+"""Checkpoints of a run: what is saved, when, what is kept, what is restored (on Orbax's V1 API).
+
+    model_dir/checkpoints/1000/
+      state/                         params, opt_state, step: plain nested dicts of arrays
+      data/                          where the data stream stands: int64 [B, K]
+      description/data.json          what wrote it: versions, shapes and dtypes, the caller's notes
+      metrics/                       the metrics given to `save`, by which the best are kept
+
+A checkpoint appears under its own name only when it is whole: Orbax writes to a folder with another
+name and renames it at the end (on object stores it adds a commit file). What a killed process left
+is passed over with a warning, and cleared away when a later process saves here.
+"""
+
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.training import checkpoint_layout as layout
+
+log = logging.getLogger(__name__)
+
+WRITTEN_BY = ("t5x_lite", "jax", "flax", "optax", "orbax-checkpoint")
+
+
+@gin.configurable(module="t5x_lite")
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a checkpoint is written and which ones stay.
+
+    A checkpoint stays if any of the three rules wants it; the newest always does.
+
+    Attributes:
+      period: steps between checkpoints, in absolute steps: resuming at an odd step shifts nothing.
+      keep_latest: how many of the newest stay; None keeps all.
+      keep_every: every multiple of this many steps stays for good; None for none.
+      keep_best: name of a metric given to `save`; the `keep_best_count` checkpoints that are best
+        by it stay. None for none.
+      best_mode: "min" if smaller is better, or "max".
+      keep_best_count: how many of the best stay.
+      asynchronous: write in the background while training goes on.
+    """
+
+    period: int = 1000
+    keep_latest: int | None = 3
+    keep_every: int | None = None
+    keep_best: str | None = None
+    best_mode: str = "min"
+    keep_best_count: int = 1
+    asynchronous: bool = True
+
+    def __post_init__(self):
+        for name in ("period", "keep_latest", "keep_every", "keep_best_count"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"CheckpointConfig.{name} is {value}; it must be at least 1.")
+        if self.best_mode not in ("min", "max"):
+            raise UserError(
+                f"CheckpointConfig.best_mode is {self.best_mode!r}; it must be 'min' or 'max'."
+            )
+
+
+def steps_to_keep(
+    metrics: Mapping[int, Mapping[str, float] | None], config: CheckpointConfig
+) -> set[int]:
+    """Returns which of the steps in `metrics` stay, given the metrics each was saved with.
+
+    Among equally good steps the later one is better; a step whose metric is missing or isn't finite
+    is never one of the best.
+    """
+    steps = sorted(metrics)
+    keep = set(steps if config.keep_latest is None else steps[-config.keep_latest :])
+    if config.keep_every is not None:
+        keep |= {step for step in steps if step % config.keep_every == 0}
+    if config.keep_best is not None:
+        sign = -1 if config.best_mode == "min" else 1
+        values = {step: (metrics[step] or {}).get(config.keep_best) for step in steps}
+        scores = {s: sign * v for s, v in values.items() if v is not None and math.isfinite(v)}
+        keep |= set(sorted(scores, key=lambda s: (scores[s], s))[-config.keep_best_count :])
+    return keep
+
+
+class Checkpoints:
+    """The checkpoints under `model_dir/checkpoints`; reading never writes or creates anything.
+
+    Every process of a run makes the same calls in the same order, from its main thread.
+    """
+
+    def __init__(self, model_dir: str | os.PathLike, config: CheckpointConfig | None = None):
+        self.config = config or CheckpointConfig()
+        self.folder = layout.absolute(model_dir) / "checkpoints"
+        self._writer: ocp.training.Checkpointer | None = None
+        self._same_state: int | None = None  # the step last saved or restored here
+        self._warned: set[str] = set()
+
+    # Reading.
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all whole checkpoints, ascending, as this process sees them."""
+        steps, torn = layout.scan(self.folder)
+        saving = self._writer is not None and self._writer.is_saving_in_progress()
+        for name in [] if saving else torn:
+            if name not in self._warned:
+                self._warned.add(name)
+                log.warning(
+                    "Skipping %s: it was never finished (its writer was interrupted, or is still "
+                    "at work).",
+                    self.folder / name,
+                )
+        return steps
+
+    def latest_step(self) -> int | None:
+        """Returns the newest step as process 0 sees it (so that all agree), or None."""
+        return layout.agreed(self.steps())
+
+    def description(self, step: int) -> dict[str, Any]:
+        """Returns what was recorded with `step`, without reading any array.
+
+        Keys: "step", "versions", "arrays" ({"params/encoder/...": "float32[512,64]"}), "data"
+        (whether a data position was saved) and "run" (the dict given to `save`).
+
+        Raises:
+          UserError: there is no such step.
+        """
+        return layout.read_description(self._path(step))
+
+    def restore(
+        self, step: int, abstract_state: Any
+    ) -> tuple[Any, np.ndarray | None, dict[str, Any]]:
+        """Restores a whole state; each device reads only its own shards.
+
+        Args:
+          step: one of `steps()`.
+          abstract_state: the state as a tree of `jax.ShapeDtypeStruct` with shardings. They needn't
+            be the shardings, nor the number of devices, that the state was saved with.
+
+        Returns:
+          The state, the data position (int64 [B, K], or None if none was saved) and the dict that
+          was given to `save` as its description.
+
+        Raises:
+          UserError: no such step; the trees, shapes or dtypes differ; or files are damaged.
+        """
+        path = self._path(step)
+        description = layout.read_description(path)
+        wanted = layout.by_name(abstract_state)
+        layout.require_same(description["arrays"], layout.specs(wanted), path)
+        request = {"state": layout.nested(wanted)} | ({"data": None} if description["data"] else {})
+        loaded = layout.load(path, request)
+        leaves = layout.by_name(loaded["state"])
+        state = jax.tree.structure(abstract_state).unflatten(leaves[name] for name in wanted)
+        self._same_state = step
+        position = loaded["data"]["position"] if description["data"] else None
+        return state, position, description["run"]
+
+    def _path(self, step: int) -> epath.Path:
+        steps = self.steps()
+        if step not in steps:
+            found = (
+                f"it holds {layout.listed(steps, 10)}"
+                if steps
+                else "it holds no finished checkpoint"
+            )
+            raise UserError(f"No checkpoint of step {step} in {self.folder}: {found}.")
+        return self.folder / str(step)
+
+    # Writing.
+
+    def should_save(self, step: int, last: bool = False) -> bool:
+        """Returns whether `step` is on the period, or is the run's last."""
+        return last or step % self.config.period == 0
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        data_position: np.ndarray | None,
+        description: dict[str, Any],
+        metrics: Mapping[str, float] | None = None,
+        force: bool = False,
+    ) -> bool:
+        """Starts to save; waits only until the state is copied off the devices.
+
+        The caller may donate the state's buffers as soon as this returns. A save that is still
+        being written is waited for first, and its error, if any, is raised here.
+
+        Args:
+          step: number of training steps that made this state.
+          state: {"params": ..., "opt_state": ..., "step": ...} of jax.Arrays; dtypes are kept.
+          data_position: int64 [B, K], the global position after batch `step - 1`, the same on all
+            processes, or None.
+          description: JSON values to record with it: vocabulary fingerprint, operative config, ...
+          metrics: evaluation metrics of this state, for `keep_best`.
+          force: replace a checkpoint of this step that was here before (it is deleted first).
+
+        Returns:
+          False if this step is there already (and, with `force`, is this very state: just saved or
+          restored by this object), so that nothing needed saving.
+
+        Raises:
+          UserError: the folder holds a newer step: this state would be taken for an old one.
+        """
+        writer = self._open()
+        there = [checkpoint.step for checkpoint in writer.checkpoints]
+        if there and max(there) > step:
+            raise UserError(
+                f"Saving step {step} in {self.folder}, which already holds step {max(there)}: "
+                f"continue from step {max(there)}, remove what is newer, or take a new model_dir."
+            )
+        if step in there and (not force or step == self._same_state):
+            return False
+        arrays = layout.by_name(state)
+        record = {
+            "step": step,
+            "versions": {name: _version(name) for name in WRITTEN_BY},
+            "arrays": layout.specs(arrays),
+            "data": data_position is not None,
+            "run": description,
+        }
+        items = {"state": layout.nested(arrays), "description": json.loads(json.dumps(record))}
+        if data_position is not None:
+            items["data"] = {"position": np.array(data_position, np.int64)}
+        if metrics is not None:
+            metrics = {name: float(value) for name, value in metrics.items()}
+            self._check_best(metrics)
+        writer.save_checkpointables_async(step, items, force=True, overwrite=force, metrics=metrics)
+        self._same_state = step
+        if not self.config.asynchronous:
+            self.wait()
+        return True
+
+    def wait(self) -> None:
+        """Returns when all is committed; raises what went wrong in the background."""
+        if self._writer is not None:
+            self._writer.wait()
+
+    def close(self) -> None:
+        """Waits, then gives up the writer's threads. May be called more than once."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _open(self) -> ocp.training.Checkpointer:
+        # Opened by the first save, not before: opening creates the folder and clears away what
+        # killed writers left, which an evaluator looking at a live run must not do.
+        if self._writer is None:
+            handlers = ocp.handlers.local_registry()
+            handlers.add(ocp.handlers.JsonHandler, checkpointable_name="description")
+            context = ocp.Context()
+            context.checkpointables.registry = handlers
+            self._writer = ocp.training.Checkpointer(
+                self.folder,
+                context=context,
+                preservation_policy=_Keep(self.config),
+                step_name_format=layout.WholeSteps(),
+                cleanup_tmp_directories=True,
+            )
+        return self._writer
+
+    def _check_best(self, metrics: dict[str, float]) -> None:
+        best = self.config.keep_best
+        if best is not None and best not in metrics and best not in self._warned:
+            self._warned.add(best)
+            log.warning(
+                "CheckpointConfig.keep_best is %r, which isn't among the metrics: %s.%s",
+                best,
+                ", ".join(sorted(metrics)),
+                did_you_mean(best, metrics),
+            )
+
+
+class _Keep:
+    """`steps_to_keep` as an Orbax preservation policy."""
+
+    def __init__(self, config: CheckpointConfig):
+        self._config = config
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        keep = steps_to_keep({c.step: c.metrics for c in checkpoints}, self._config)
+        return [c.step in keep for c in checkpoints]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def restore_params(
+    path: str | os.PathLike, abstract_params: Any, include: str | None = None
+) -> dict[str, Any]:
+    """Restores parameters of another run, to start from them.
+
+    Args:
+      path: a checkpoint, or a run's folder (its latest checkpoint is taken).
+      abstract_params: nested dict of `jax.ShapeDtypeStruct` with shardings. Values are cast to its
+        dtypes and read straight into its shardings.
+      include: regular expression (searched for, as in "^encoder/") over names such as
+        "encoder/layers_0/mlp/wo/kernel"; only parameters with a match are restored. None: all.
+
+    Returns:
+      A nested dict of the restored parameters, and no others.
+
+    Raises:
+      UserError: there is no checkpoint at `path`; no parameter matches; or the parameters that
+        match here and there differ in name or shape.
+    """
+    path = layout.find_checkpoint(layout.absolute(path))
+    try:
+        pattern = re.compile(include or "")
+    except re.error as error:
+        raise UserError(f"include={include!r} isn't a regular expression: {error}.") from None
+    wanted = {
+        name: leaf for name, leaf in layout.by_name(abstract_params).items() if pattern.search(name)
+    }
+    saved = {
+        name.removeprefix("params/"): spec
+        for name, spec in layout.read_description(path)["arrays"].items()
+        if name.startswith("params/") and pattern.search(name.removeprefix("params/"))
+    }
+    if not wanted:
+        names = layout.listed(sorted(layout.by_name(abstract_params)))
+        raise UserError(f"include={include!r} matches none of the parameters {names}.")
+    layout.require_same(saved, layout.specs(wanted), path, dtypes=False)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        return layout.load(path, {"state": {"params": layout.nested(wanted)}})["state"]["params"]
