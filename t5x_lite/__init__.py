@@ -32,6 +32,7 @@ _NAMES = {
     "AdamW": "training.optimizers",
     "Lion": "training.optimizers",
     "Muon": "training.optimizers",
+    "Loss": "training.step",
     "TrainState": "training.state",
     "make_train_step": "training.step",
     "make_eval_step": "training.step",

@@ -105,7 +105,7 @@ class TaskChooser:
 
     Row r's example c falls on a point of a circle that is cut into arcs by the shares: examples
     step by the golden ratio, rows are spaced evenly. Any stretch of a row, and the rows of a batch,
-    then hold each task in its share within an example or two.
+    then hold each task in its share within a few examples.
     """
 
     def __init__(self, shares: Sequence[float], seed: int, batch_size: int):
@@ -138,7 +138,7 @@ class RowStream:
         self._examples, *rest = position.tolist()
         self._drawn, self._used = rest[::2], rest[1::2]  # by task
         self._documents: list[Tokens | None] = [None] * len(self._readers)  # the next, if known
-        if self._packer:
+        if self._packer is not None:
             self._packer.flush()
 
     def next_row(self) -> Row:

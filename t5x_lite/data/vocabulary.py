@@ -75,6 +75,17 @@ class Vocabulary(abc.ABC):
     def fingerprint(self) -> str:
         """Hex digest of what the vocabulary does, the same wherever its file lies."""
 
+    @functools.cached_property
+    def word_starts(self) -> np.ndarray:
+        """bool [size], read-only: ids that begin a word, for whole-word masking.
+
+        Those that stand for a space, punctuation or nothing, and text that begins so; a letter,
+        digit, underscore or byte beyond ASCII goes on with a word.
+        """
+        starts = np.array([_begins_word(self.decode([i])) for i in range(self.size)])
+        starts.flags.writeable = False
+        return starts
+
     def sentinel(self, i: int) -> int:
         """Id of `<extra_id_i>`: `size - 1 - i`, as in T5."""
         if not 0 <= i < self.num_sentinels:
@@ -166,6 +177,18 @@ class SentencePieceVocabulary(Vocabulary):
         return lengths
 
     @functools.cached_property
+    def word_starts(self) -> np.ndarray:
+        _, processor, pieces, _ = self._model
+        # Decoding a single piece may lose the space in front of it, so the pieces are asked.
+        starts = [
+            _begins_word(chr(int(piece[1:-1], 16)) if processor.is_byte(i) else piece)
+            for i, piece in enumerate(pieces)
+        ]
+        starts = np.array(starts)
+        starts.flags.writeable = False
+        return starts
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(self._model.data).hexdigest()[:32]
 
@@ -229,6 +252,7 @@ def train_sentencepiece(
     lossless: bool = True,
     character_coverage: float = 0.9995,
     max_bytes: int = 100_000_000,
+    user_symbols: Sequence[str] = (),
 ) -> SentencePieceVocabulary:
     """Trains a SentencePiece model on `texts`, writes it to `model_path` and returns it.
 
@@ -238,6 +262,8 @@ def train_sentencepiece(
     lossless: keep every character, so that `decode(encode(text)) == text` (save U+2581); False
       prepares text as T5's models do: NFKC, runs of whitespace to one space, a space in front.
     max_bytes: `texts` are read up to so many UTF-8 bytes; training holds them all in memory.
+    user_symbols: strings that are single pieces wherever they occur in a text, such as the mode
+      tokens of UL2 or the marks of fill-in-the-middle; they get the ids from 3 on.
 
     The same texts and arguments give the same file on any number of cores. The file appears whole
     or not at all. Raises UserError if it exists, or if the texts can't fill `size` ids.
@@ -269,6 +295,7 @@ def train_sentencepiece(
             eos_id=Vocabulary.eos_id,
             unk_id=Vocabulary.unk_id,
             bos_id=-1,
+            user_defined_symbols=list(user_symbols),
             num_threads=4,  # fixed: the sums, and so the pieces, depend on it
             minloglevel=2,
         )
@@ -361,6 +388,10 @@ def _processor(model: bytes, path):
 
 def _pieces(processor) -> list[str]:
     return [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+
+
+def _begins_word(text: str) -> bool:
+    return not text or not (text[0].isalnum() or text[0] in "_" + REPLACEMENT)
 
 
 def _byte_ids(text: str) -> np.ndarray:

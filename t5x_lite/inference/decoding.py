@@ -79,14 +79,14 @@ def generate(
         )
     if prompts is None and not batch:
         raise UserError("Neither prompts nor a batch: pass prompts [B, P], 0 where absent.")
-    sizes = {name: x.shape[0] for name, x in batch.items()}
-    if prompts is not None and (
-        prompts.ndim != 2 or {prompts.shape[0]} | {*sizes.values()} != {prompts.shape[0]}
-    ):
-        raise UserError(
-            f"prompts have shape {tuple(prompts.shape)}, expected [B, P] with the rows of the "
-            f"batch ({sizes})."
-        )
+    if prompts is not None:
+        prompts = jnp.asarray(prompts, jnp.int32)
+        rows = {x.shape[0] for x in batch.values()}
+        if prompts.ndim != 2 or not rows <= {prompts.shape[0]}:
+            raise UserError(
+                f"prompts have shape {prompts.shape}, expected [B, P] with the batch's number of "
+                f"rows ({', '.join(map(str, rows)) or 'any'})."
+            )
     tokens, scores = _generate(
         model,
         params,

@@ -68,7 +68,7 @@ def prefill(
         tokens, valid = jnp.full((rows, 1), START_ID, jnp.int32), None
         lengths = jnp.zeros((rows,), jnp.int32)
     else:
-        tokens, valid = left_pad(jnp.asarray(prompts, jnp.int32))
+        tokens, valid = left_pad(prompts)
         lengths = (prompts != PAD_ID).sum(axis=1, dtype=jnp.int32)
     limits = jnp.full_like(lengths, size) if max_length is None else max_length - lengths
     # A model without an encoder takes the batch size from its decoder's tokens. The last new

@@ -72,8 +72,8 @@ def partition_spec(names: Sequence[str | None], rules: Mapping[str, MeshAxes]) -
 
 
 def is_axis_names(x: Any) -> bool:
-    """Whether ``x`` is a leaf of a tree of logical axes: a plain tuple of names."""
-    return isinstance(x, tuple) and all(n is None or isinstance(n, str) for n in x)
+    """Whether ``x`` is a leaf of a tree of logical axes: a plain tuple of names (no NamedTuple)."""
+    return type(x) is tuple and all(n is None or isinstance(n, str) for n in x)
 
 
 def tree_shardings(mesh: Mesh, axes: Any, rules: Mapping[str, MeshAxes]) -> Any:

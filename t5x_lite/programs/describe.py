@@ -1,5 +1,6 @@
 """What a run says about itself: derived numbers at the start, tables, the summary at the end."""
 
+import math
 import os
 from typing import Any
 
@@ -20,15 +21,9 @@ def derived_numbers(
     devices = list(setup.mesh.devices.flat)
     c = setup.model.config
     parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
-    tokens = setup.batch_size * sum(
-        setup.feature_lengths[name]
-        for name in ("encoder_input_tokens", "decoder_target_tokens")
-        if name in setup.feature_lengths
-    )
+    tokens = setup.tokens_per_batch
     peak = peak_flops(devices[0])
-    bytes_per_device = sum(
-        x.sharding.shard_shape(x.shape)[0:] and _shard_bytes(x) for x in jax.tree.leaves(abstract)
-    )
+    bytes_per_device = sum(_shard_bytes(x) for x in jax.tree.leaves(abstract))
     layers = f"{c.num_encoder_layers}+{c.num_decoder_layers}" if c.has_encoder else c.num_decoder_layers
     return {
         "model": f"{c.architecture}, {layers} layers, {c.embed_dim} wide, {c.num_heads} heads",
@@ -49,10 +44,7 @@ def derived_numbers(
 
 
 def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:
-    size = x.dtype.itemsize
-    for n in x.sharding.shard_shape(x.shape):
-        size *= n
-    return size
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def print_start(numbers: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import gin
 import jax
-import jax.numpy as jnp
 from etils import epath
 
 from t5x_lite import config
@@ -65,7 +64,7 @@ def evaluate(
     setup = set_up(model, task, lengths, batch_size, mesh, pack=False)
     abstract = abstract_params(setup.model, setup.mesh, setup.rules)
     paths = checkpoint_paths(model_dir, checkpoint)
-    eval_step = jax.jit(make_eval_step(setup.model, jnp.asarray(task.vocabulary.byte_lengths)))
+    eval_step = jax.jit(make_eval_step(setup.model, task.vocabulary.byte_lengths))
     results = []
     with use_mesh(setup.mesh, setup.rules):
         for path in paths:

@@ -39,8 +39,8 @@ def identity(setup: Setup, *, seed: int, pack: bool) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def claim(model_dir: str, wanted: dict[str, Any], write: bool = True) -> None:
-    """Makes the folder this run's, or checks that it already is.
+def claim(model_dir: str, wanted: dict[str, Any]) -> None:
+    """Makes the folder this run's, or checks that it already is. One process does it for all.
 
     Raises:
       UserError: it holds another run (what differs is named), or files that are no run's.
@@ -67,7 +67,7 @@ def claim(model_dir: str, wanted: dict[str, Any], write: bool = True) -> None:
             f"{model_dir} exists and is no run's folder (no run.json, but {some}): "
             f"take another model_dir."
         )
-    elif write:
+    else:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(wanted, indent=1) + "\n")
 

@@ -50,6 +50,19 @@ class Setup:
         """This process's rows [len(rows), length] -> global arrays [batch_size, length]."""
         return place_batch(features, self.sharding, self.rows, self.batch_size)
 
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The global batch's shapes, dtypes and sharding."""
+        return {
+            name: jax.ShapeDtypeStruct((self.batch_size, length), np.int32, sharding=self.sharding)
+            for name, length in self.feature_lengths.items()
+        }
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Tokens of input and target, padding included."""
+        names = ("encoder_input_tokens", "decoder_target_tokens")
+        return self.batch_size * sum(self.feature_lengths.get(name, 0) for name in names)
+
     def place_all(self, batches: Iterable[Features]) -> Iterator[dict[str, jax.Array]]:
         return map(self.place, batches)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import gin
 import jax
-import jax.numpy as jnp
 
 from t5x_lite import config
 from t5x_lite.data.loader import BatchLoader, eval_batches, prefetch
@@ -103,15 +102,33 @@ def train(
     params, axes = setup.model.abstract_params(), setup.model.logical_axes()
     transform = optimizer.build(params, axes)
     abstract = abstract_state(setup.model, transform, setup.mesh, setup.rules)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    train_step = jax.jit(
+        make_train_step(
+            setup.model,
+            transform,
+            optimizer.schedule,
+            loss=loss,
+            num_microbatches=num_microbatches,
+            seed=seed,
+        ),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+    )
+    eval_step = jax.jit(make_eval_step(setup.model, task.vocabulary.byte_lengths))
+
     flops = train_flops(model, setup.feature_lengths, batch_size)
     numbers = describe.derived_numbers(setup, abstract, total_steps, flops)
     if dry_run:
+        with use_mesh(setup.mesh, setup.rules):
+            train_step.lower(abstract, setup.abstract_batch())
         describe.print_dry_run(setup, abstract, axes, numbers)
         return numbers
 
     # ------------------------------------------------------------------- the run's folder
     identity = folder.identity(setup, seed=seed, pack=pack)
-    folder.claim(model_dir, identity)
+    if distributed.is_main_process():
+        folder.claim(model_dir, identity)
     checkpoints = Checkpoints(model_dir, checkpoint)
     latest = checkpoints.latest_step()
     if latest is not None and latest >= total_steps:
@@ -120,6 +137,8 @@ def train(
     if distributed.is_main_process():
         folder.write_description(model_dir, describe.parameter_table(abstract.params, axes))
     describe.print_start(numbers)
+    for binding in config.unused_bindings():
+        say(f"warning: nothing here uses {binding}")
 
     # ------------------------------------------------------------------- data
     loader = BatchLoader(
@@ -157,22 +176,6 @@ def train(
             state = folder.with_params(state, found)
             say(f"starting from {initial_checkpoint}: {len(jax.tree.leaves(found))} parameters")
     step = latest or 0
-
-    # ------------------------------------------------------------------- steps, compiled on first use
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    train_step = jax.jit(
-        make_train_step(
-            setup.model,
-            transform,
-            optimizer.schedule,
-            loss=loss,
-            num_microbatches=num_microbatches,
-            seed=seed,
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
-    eval_step = jax.jit(make_eval_step(setup.model, jnp.asarray(task.vocabulary.byte_lengths)))
 
     # ------------------------------------------------------------------- the loop
     chronometer = Chronometer(state=seconds or None)
@@ -227,11 +230,7 @@ def train(
                 first_step_at = time.monotonic() - started
                 say(f"first step {first_step_at:.1f} s after the start")
                 chronometer.start(step)
-            tokens_since_log += batch_size * sum(
-                setup.feature_lengths[name]
-                for name in ("encoder_input_tokens", "decoder_target_tokens")
-                if name in setup.feature_lengths
-            )
+            tokens_since_log += setup.tokens_per_batch
             if step % log_period == 0 or last or stop:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 _check_finite(values, step, max_bad_steps)

@@ -7,6 +7,7 @@ from typing import Any
 import gin
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from t5x_lite.errors import UserError
@@ -142,7 +143,7 @@ def check_microbatches(batch_size: int, num_microbatches: int, data_shards: int)
         )
 
 
-def make_eval_step(model: Model, byte_lengths: jax.Array | None = None) -> EvalStep:
+def make_eval_step(model: Model, byte_lengths: np.ndarray | None = None) -> EvalStep:
     """Returns (params, batch) -> sums over the batch's target tokens, float32 scalars.
 
     loss (nats, without z-loss or smoothing), target_tokens, hits, and bytes: the UTF-8 bytes that
@@ -157,7 +158,7 @@ def make_eval_step(model: Model, byte_lengths: jax.Array | None = None) -> EvalS
         hits = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weights)
         sums = {"loss": loss, "target_tokens": tokens, "hits": hits}
         if byte_lengths is not None:
-            lengths = jnp.take(byte_lengths, targets, mode="fill", fill_value=0)
+            lengths = jnp.take(jnp.asarray(byte_lengths), targets, mode="fill", fill_value=0)
             sums["bytes"] = jnp.sum(lengths * weights)
         return sums
 

@@ -283,6 +283,17 @@ def test_span_corruption_keeps_the_text():
     assert len(pieces) > 15 and set(pieces[:-1]) <= whole
 
 
+def test_noise_is_new_in_every_place():
+    """Of an endless run of one letter, examples differ by their noise alone."""
+    noisy = task(objective=SpanCorruption(0.3), source=InMemory(["x" * 570] * 8))
+    loader = make_loader((noisy, "encoder_decoder", {"inputs": 47, "targets": 30}))
+    size = noisy.objective.segment_length({"inputs": 47, "targets": 30})
+    assert size == 57  # so that each epoch has the same places, ten in a row
+    inputs = np.stack([b.features["encoder_input_tokens"] for b in take(loader, 30)])
+    found = {bytes(row) for row in inputs.reshape(-1, inputs.shape[-1])}
+    assert len(found) > 0.9 * 30 * BATCH
+
+
 # ---- mixtures
 
 
@@ -504,6 +515,16 @@ def test_prefetch_closes():
     assert closed.is_set() and not thread.is_alive()
     assert list(items) == []
     items.close()
+
+    # What was in the making when it closed is dropped.
+    released = threading.Event()
+    items = prefetch(iter(lambda: released.wait(5), None), depth=1)
+    closing = threading.Thread(target=items.close)
+    closing.start()
+    assert wait_until(lambda: items._shared._end)
+    released.set()
+    closing.join()
+    assert list(items) == []
 
     abandoned = prefetch(itertools.count())
     thread, reference = abandoned._thread, weakref.ref(abandoned)

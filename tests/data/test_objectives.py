@@ -163,7 +163,7 @@ def test_masks_differ_and_cover_every_place():
 
 def test_partitions_are_uniform():
     rng = np.random.default_rng(0)
-    found = [tuple(np.diff(objectives._random_edges(5, 3, rng)).tolist()) for _ in range(6000)]
+    found = [tuple(np.diff(objectives.span._random_edges(5, 3, rng)).tolist()) for _ in range(6000)]
     counts = {parts: found.count(parts) for parts in set(found)}
     assert set(counts) == {(1, 1, 3), (1, 3, 1), (3, 1, 1), (1, 2, 2), (2, 1, 2), (2, 2, 1)}
     assert all(abs(n - 1000) < 150 for n in counts.values())

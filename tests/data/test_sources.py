@@ -153,6 +153,12 @@ def test_find_documents(text, document, block):
     assert found == reference_documents(text, document)
 
 
+def test_a_byte_order_mark_is_no_text():
+    assert find_documents(b"\xef\xbb\xbf\r\nabc", "line").tolist() == [[5, 8]]
+    assert find_documents(b"\xef\xbb\xbfabc", "file").tolist() == [[3, 6]]
+    assert find_documents(b"\xef\xbb\xbf \n", "file").tolist() == []
+
+
 @given(st.text(st.sampled_from("ab \n字é😀"), min_size=1, max_size=200), st.integers(16, 40))
 def test_cut_documents(text, limit):
     data = text.encode()

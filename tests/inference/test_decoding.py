@@ -5,6 +5,7 @@ import functools
 import itertools
 from pathlib import Path
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -281,6 +282,16 @@ def test_one_trace_for_equal_shapes():
         key = jax.random.key(seed)
         generate(model, table(seed), BATCH, method=method, max_new_tokens=3, rng=key)
     assert len(traces) == 1
+
+
+def test_methods_are_configurable_and_equal_by_value():
+    gin.parse_config("BeamSearch.beams = 2\nt5x_lite.Sample.top_p = 0.9")
+    try:
+        assert BeamSearch() == BeamSearch(beams=2, alpha=0.6)
+        assert hash(Sample()) == hash(Sample(1.0, 0, 0.9))
+    finally:
+        gin.clear_config()
+    assert BeamSearch() == BeamSearch(beams=4)
 
 
 @pytest.mark.parametrize(

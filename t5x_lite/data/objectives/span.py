@@ -1,64 +1,16 @@
-"""Pretraining objectives: tokens of text -> (inputs, targets). Pure functions on numpy arrays.
-
-The span corruption of T5 (Raffel et al., arXiv:1910.10683), token for token as
+"""T5's span corruption (Raffel et al., arXiv:1910.10683), token for token as
 `t5.data.preprocessors` computes it, except for the random numbers.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import gin
 import numpy as np
 
+from t5x_lite.data.objectives.base import Example, Lengths, length_of
 from t5x_lite.errors import UserError
-
-Example = dict[str, np.ndarray]
-Lengths = Mapping[str, int]
-
-
-# --- Cutting text into examples -------------------------------------------------------------------
-
-
-def split_documents(
-    documents: Iterable[np.ndarray], merge: int | None, segment_length: int
-) -> Iterator[np.ndarray]:
-    """Concatenates groups of `merge` documents and cuts each group into segments.
-
-    documents: int32 [tokens] each; empty ones are dropped and don't count.
-    merge: documents to a group (T5: 128); 1 keeps documents apart; None is one endless group.
-    Yields int32 [segment_length], and the rest of each group, which is shorter.
-    T5's `reduce_concat_tokens` and `split_tokens`.
-    """
-    rest, held = np.zeros(0, np.int32), 0
-    for document in documents:
-        if not len(document):
-            continue
-        tokens = np.concatenate([rest, np.asarray(document, np.int32)])
-        full = len(tokens) - len(tokens) % segment_length
-        yield from tokens[:full].reshape(-1, segment_length)
-        rest, held = tokens[full:], held + 1
-        if held == merge:
-            if len(rest):
-                yield rest
-            rest, held = rest[:0], 0
-    if len(rest):
-        yield rest
-
-
-def finish_example(
-    example: Example, lengths: Lengths, append_eos: bool, eos_id: int = 1
-) -> Example:
-    """Trims each feature to its length; with `append_eos`, to one less, and EOS behind it.
-
-    T5's `append_eos_after_trim`: a feature that was trimmed ends with EOS too.
-    """
-    end = np.full(1, eos_id, np.int32)
-    if append_eos:
-        return {k: np.concatenate([v[: lengths[k] - 1], end]) for k, v in example.items()}
-    return {k: v[: lengths[k]] for k, v in example.items()}
-
 
 # --- Masks: which tokens are noise ----------------------------------------------------------------
 
@@ -95,12 +47,6 @@ def random_spans_noise_mask(
     steps[kept_edges[1:] + noise_edges[:-1]] = 1
     steps[kept_edges[1:] + noise_edges[1:]] = -1
     return steps.cumsum(dtype=np.int8)[:length].view(bool)
-
-
-def random_prefix_mask(length: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns bool [length], True for a prefix of length uniform in [1, length - 1] (0 of 1)."""
-    prefix = min(1, length - 1) + int(rng.random() * max(length - 1, 1))
-    return np.arange(length) < prefix
 
 
 def _random_edges(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
@@ -165,34 +111,6 @@ def random_spans_helper(
     return tokens_length, targets
 
 
-# --- Objectives -----------------------------------------------------------------------------------
-
-
-class Objective(Protocol):
-    """What a Task asks of its objective.
-
-    features: names of the features made, ("inputs", "targets") or ("targets",).
-    document_eos: whether each document gets EOS before documents are concatenated.
-    append_eos: whether each feature gets EOS (`finish_example`).
-    """
-
-    features: ClassVar[tuple[str, ...]]
-    document_eos: ClassVar[bool]
-    append_eos: ClassVar[bool]
-
-    def segment_length(self, lengths: Lengths) -> int | None:
-        """Tokens of text that make one example; None: a record is an example.
-
-        Raises UserError if an example of this objective doesn't fit `lengths`.
-        """
-
-    def __call__(self, tokens, rng: np.random.Generator, vocabulary, lengths: Lengths) -> Example:
-        """Makes one example (int32 [tokens] each, without EOS) of a segment, int32 [tokens].
-
-        Where `segment_length` is None, `tokens` is a dict with the tokens of each feature.
-        """
-
-
 @gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption:
@@ -213,7 +131,7 @@ class SpanCorruption:
 
     def segment_length(self, lengths: Lengths) -> int:
         """Tokens that fill the inputs: 568 for inputs of 512 (`random_spans_helper`)."""
-        inputs, targets = _length(lengths, "inputs"), _length(lengths, "targets")
+        inputs, targets = length_of(lengths, "inputs"), length_of(lengths, "targets")
         tokens, _ = random_spans_helper(inputs, self.noise_density, self.mean_span_length)
         while True:
             noise, spans = noise_counts(tokens, self.noise_density, self.mean_span_length)
@@ -244,74 +162,3 @@ class SpanCorruption:
             "inputs": noise_span_to_unique_sentinel(tokens, mask, first),
             "targets": nonnoise_span_to_unique_sentinel(tokens, mask, first),
         }
-
-
-@gin.configurable(module="t5x_lite")
-@dataclasses.dataclass(frozen=True)
-class CausalLM:
-    """Every token from those before it; documents end with EOS and run on across examples."""
-
-    features: ClassVar = ("targets",)
-    document_eos: ClassVar = True
-    append_eos: ClassVar = False
-
-    def segment_length(self, lengths: Lengths) -> int:
-        return _length(lengths, "targets")
-
-    def __call__(self, tokens, rng, vocabulary, lengths) -> Example:
-        return {"targets": np.asarray(tokens, np.int32)}
-
-
-@gin.configurable(module="t5x_lite")
-@dataclasses.dataclass(frozen=True)
-class PrefixLM:
-    """T5's prefix LM: text of the inputs' length is cut at a random place; its rest is predicted.
-
-    The cut is uniform, so either part may be nearly the whole text: targets must be as long as
-    inputs.
-    """
-
-    features: ClassVar = ("inputs", "targets")
-    document_eos: ClassVar = False
-    append_eos: ClassVar = True
-
-    def segment_length(self, lengths: Lengths) -> int:
-        inputs, targets = _length(lengths, "inputs"), _length(lengths, "targets")
-        if inputs < 2:
-            raise UserError(f"inputs of {inputs} tokens are too short for prefix LM: 2 or more")
-        if targets < inputs:
-            raise UserError(
-                f"prefix LM of inputs of {inputs} tokens makes targets of up to {inputs}, "
-                f"found targets of {targets}: set targets to {inputs}"
-            )
-        return inputs
-
-    def __call__(self, tokens, rng, vocabulary, lengths) -> Example:
-        mask = random_prefix_mask(len(tokens), rng)
-        tokens = np.asarray(tokens, np.int32)
-        return {"inputs": tokens[mask], "targets": tokens[~mask]}
-
-
-@gin.configurable(module="t5x_lite")
-@dataclasses.dataclass(frozen=True)
-class TextToText:
-    """Supervised text to text: a record {"inputs": str, "targets": str} is one example."""
-
-    features: ClassVar = ("inputs", "targets")
-    document_eos: ClassVar = False
-    append_eos: ClassVar = True
-
-    def segment_length(self, lengths: Lengths) -> None:
-        for name in self.features:
-            _length(lengths, name)
-
-    def __call__(self, tokens: Mapping[str, np.ndarray], rng, vocabulary, lengths) -> Example:
-        return {name: np.asarray(tokens[name], np.int32) for name in self.features}
-
-
-def _length(lengths: Lengths, name: str) -> int:
-    if lengths.get(name, 0) < 1:
-        raise UserError(
-            f"feature lengths are {dict(lengths)}, expected a positive length for {name!r}: add it"
-        )
-    return lengths[name]

@@ -1,0 +1,241 @@
+"""Vocabularies in the JSON format of Hugging Face's `tokenizers`: GPT-2, Llama, BERT, T5, ..."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gin
+import numpy as np
+
+from t5x_lite.data.vocabulary import REPLACEMENT, Vocabulary, _begins_word, _read
+from t5x_lite.errors import UserError, did_you_mean
+
+_SENTINEL = re.compile(r"<extra_id_(\d+)>")
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_EOS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]", "<|im_end|>")
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class HuggingFaceVocabulary(Vocabulary):
+    """A `tokenizer.json`, read on first use. Needs the package `tokenizers`.
+
+    path: the file.
+    extra_ids: sentinels added above its ids; None: none, or those `<extra_id_*>` that it holds.
+    eos: text of the token that ends a document; None: the first there is of </s>, <|endoftext|>,
+      <|end_of_text|>, <eos>, [SEP], <|im_end|>.
+
+    Ids are the file's, with one exception. Padding is always 0; where a text may hold id 0 (GPT-2's
+    "!"), that token moves to a new id behind the file's last, below the added sentinels. No other
+    special token is ever made of a text: a "</s>" in it is read letter by letter.
+
+    Raises UserError on first use if the package or the file is missing, if it is no tokenizer, has
+    no such `eos`, or has sentinels elsewhere than at the top.
+    """
+
+    path: str | os.PathLike[str]
+    extra_ids: int | None = None
+    eos: str | None = None
+
+    @functools.cached_property
+    def _model(self) -> "_Model":
+        data = _read(Path(self.path).expanduser())
+        tokenizer, spec = _tokenizer(data, self.path)
+        tokens = tokenizer.get_vocab(with_added_tokens=True)
+        special = {t["content"] for t in spec.get("added_tokens", ()) if t["special"]}
+        size = max(tokens.values(), default=0) + 1
+        by_id: list[str | None] = [None] * size
+        for token, i in tokens.items():
+            by_id[i] = token
+        held = sum(bool(_SENTINEL.fullmatch(token)) for token in tokens)
+        if held and any(by_id[size - 1 - i] != f"<extra_id_{i}>" for i in range(held)):
+            raise UserError(
+                f"{self.path} has {held} <extra_id_*> tokens that aren't its last ids, counting "
+                "down: take them out, sentinels are added when it is read"
+            )
+        if held and self.extra_ids not in (None, held):
+            raise UserError(
+                f"{self.path} holds {held} <extra_id_*> tokens, extra_ids is {self.extra_ids}: "
+                "leave extra_ids out"
+            )
+        model = spec.get("model", {})
+        unknown = model.get("unk_token")
+        # A text can hold id 0 unless it is special; an unknown token can, without byte fallback.
+        zero = by_id[0]
+        moved = zero not in special or (zero == unknown and not model.get("byte_fallback"))
+        if moved and held:
+            raise UserError(
+                f"{self.path} has {zero!r} at id 0, where padding is, and sentinels at the top"
+            )
+        if moved:
+            by_id, by_id[0] = [*by_id, zero], None
+        added = 0 if held else self.extra_ids or 0
+        eos = tokens.get(self.eos) if self.eos else _first(tokens, _EOS)
+        if not eos:
+            raise UserError(
+                f"{self.path} has no end-of-text token {self.eos or ' or '.join(_EOS)!r}: set "
+                f"HuggingFaceVocabulary.eos to one of its special tokens"
+                f"{did_you_mean(self.eos or '', special)}"
+            )
+        unk = tokens.get(unknown, eos) or (len(by_id) - 1 if moved else eos)
+        kinds = json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
+        return _Model(
+            tokenizer, data, by_id, special, held + added, added, moved, eos, unk,
+            byte_level='"ByteLevel"' in kinds, byte_fallback=bool(model.get("byte_fallback")),
+        )  # fmt: skip
+
+    @property
+    def eos_id(self) -> int:  # type: ignore[override]
+        return self._model.eos
+
+    @property
+    def unk_id(self) -> int:  # type: ignore[override]
+        return self._model.unk
+
+    @property
+    def size(self) -> int:
+        return len(self._model.tokens) + self._model.added
+
+    @property
+    def num_sentinels(self) -> int:
+        return self._model.sentinels
+
+    def encode(self, text: str) -> np.ndarray:
+        text = text.encode(errors="replace").decode()
+        parts, start = [], 0
+        for match in _SENTINEL.finditer(text):
+            if int(match[1]) < self.num_sentinels:
+                parts.append(self._ids(text[start : match.start()]))
+                parts.append(np.array([self.sentinel(int(match[1]))], np.int32))
+                start = match.end()
+        return np.concatenate([*parts, self._ids(text[start:])])
+
+    def _ids(self, text: str) -> np.ndarray:
+        if not text:
+            return np.zeros(0, np.int32)
+        found = self._model.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = np.array(found, np.int32)
+        if self._model.moved:
+            ids[ids == 0] = len(self._model.tokens) - 1
+        return ids
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        model, size, shown = self._model, self.size, []
+        kept = [i for i in np.asarray(ids).tolist() if i not in (self.pad_id, self.eos_id)]
+
+        def kind(i: int) -> str:
+            if not 0 <= i < size:
+                return "none"
+            return "sentinel" if i >= size - model.sentinels else "text"
+
+        for what, group in itertools.groupby(kept, kind):
+            if what == "none":
+                shown += [REPLACEMENT] * len(list(group))
+            elif what == "sentinel":
+                shown += [f"<extra_id_{size - 1 - i}>" for i in group]
+            else:
+                moved = len(model.tokens) - 1 if model.moved else -1
+                text = [0 if i == moved else i for i in group]
+                shown.append(model.tokenizer.decode(text, skip_special_tokens=False))
+        return "".join(shown)
+
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """As of every `Vocabulary`; where the tokenizer drops spaces (BERT), without these."""
+        lengths = np.zeros(self.size, np.int32)
+        for i, text in enumerate(self._texts):
+            lengths[i] = len(text)
+        lengths[self.eos_id] = 0
+        lengths.flags.writeable = False
+        return lengths
+
+    @functools.cached_property
+    def word_starts(self) -> np.ndarray:
+        starts = np.ones(self.size, bool)
+        for i, (token, text) in enumerate(zip(self._model.tokens, self._texts, strict=True)):
+            piece = text.decode("latin-1") if self._model.byte_level else text.decode(errors="replace")
+            starts[i] = _begins_word(piece) or _is_word_piece_start(self._model, token)
+        starts.flags.writeable = False
+        return starts
+
+    @property
+    def _texts(self) -> list[bytes]:
+        """What each id of the file stands for: b"" for special tokens and unused ids."""
+        model, table = self._model, _byte_of_character()
+        texts = []
+        for token in model.tokens:
+            if token is None or token in model.special or _SENTINEL.fullmatch(token):
+                texts.append(b"")
+            elif model.byte_level and all(c in table for c in token):
+                texts.append(bytes(table[c] for c in token))
+            elif model.byte_fallback and (found := _BYTE.fullmatch(token)):
+                texts.append(bytes([int(found[1], 16)]))
+            else:
+                texts.append(token.removeprefix("##").replace("\u2581", " ").encode())
+        return texts
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        settings = f"{self._model.added} {self.eos_id}".encode()
+        return hashlib.sha256(self._model.data + settings).hexdigest()[:32]
+
+    def __getstate__(self) -> dict:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+class _Model(NamedTuple):
+    tokenizer: Any  # tokenizers.Tokenizer
+    data: bytes
+    tokens: list[str | None]  # by id, without added sentinels
+    special: set[str]
+    sentinels: int
+    added: int  # of the sentinels
+    moved: bool  # the file's token 0, to the end of `tokens`
+    eos: int
+    unk: int
+    byte_level: bool
+    byte_fallback: bool
+
+
+def _tokenizer(data: bytes, path) -> tuple[Any, dict]:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise UserError(
+            "HuggingFaceVocabulary needs the package tokenizers: pip install 't5x_lite[hf]'"
+        ) from error
+    try:
+        tokenizer, spec = tokenizers.Tokenizer.from_str(data.decode()), json.loads(data)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(
+            f"{path} is not a tokenizer of Hugging Face: give a tokenizer.json ({error})"
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer, spec
+
+
+def _first(tokens: dict[str, int], names: Sequence[str]) -> int | None:
+    return next((tokens[name] for name in names if name in tokens), None)
+
+
+def _is_word_piece_start(model: _Model, token: str | None) -> bool:
+    """BERT's marks what goes on with a word, not what begins one."""
+    kind = type(model.tokenizer.model).__name__
+    return kind == "WordPiece" and token is not None and not token.startswith("##")
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's stand-ins for bytes: printable ones for themselves, others from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
