@@ -57,9 +57,13 @@ _VOCAB: tuple[Flag, ...] = (
     ("--size", dict(type=int, default=32100, metavar="N",
      help="number of ids, extra ids included (default: 32100, as T5)")),
     ("--model_type", dict(choices=("unigram", "bpe"), default="unigram",
-     help="kind of SentencePiece model (default: unigram)")),
+     help="kind of SentencePiece model: unigram (default), or bpe, which trains faster")),
     ("--extra_ids", dict(type=int, default=100, metavar="N",
      help="number of sentinels for span corruption (default: 100)")),
+    ("--max_bytes", dict(type=int, default=20_000_000, metavar="N",
+     help="text to train on; of more, an even sample of documents (default: 20000000)")),
+    ("--user_symbol", dict(action="append", default=[], metavar="TEXT",
+     help="a string that is always one piece, such as [NLU]; may be repeated")),
 )  # fmt: skip
 _DOCTOR: tuple[Flag, ...] = (
     ("--json", dict(action="store_true", help="print one JSON object")),

@@ -74,7 +74,8 @@ def test_verbs_and_flags_are_these():
         "eval": ["--checkpoint", *PROCESS_FLAGS, *GIN_FLAGS],
         "infer": ["--prompt", "--input", "--output", "--overwrite", "--checkpoint",
                   *PROCESS_FLAGS, *GIN_FLAGS],
-        "vocab": ["--input", "--output", "--size", "--model_type", "--extra_ids", *GIN_FLAGS],
+        "vocab": ["--input", "--output", "--size", "--model_type", "--extra_ids",
+                  "--max_bytes", "--user_symbol", *GIN_FLAGS],
         "doctor": ["--json"],
     }  # fmt: skip
 
@@ -436,11 +437,24 @@ def test_vocab_from_files(capsys):
     assert "exists already" in capsys.readouterr().err
 
 
+def test_vocab_of_a_sample_with_symbols(capsys):
+    for i in range(10):
+        Path(f"{i}.txt").write_text("\n".join(LINES))
+    size = Path("0.txt").stat().st_size
+    command = ["vocab", "--input=*.txt", "--output=v.model", "--size=330", "--extra_ids=10"]
+    symbols = ["--user_symbol=[NLU]", "--user_symbol=<fim>"]
+    assert cli.main([*command, *symbols, "--model_type=bpe", f"--max_bytes={2 * size}"]) == 0
+    assert "every 5th document is used" in capsys.readouterr().out
+    made = SentencePieceVocabulary("v.model")
+    assert made.size == 330 and made.encode("[NLU]<fim>").tolist() == [3, 4]
+
+
 def test_vocab_needs_one_kind_of_text(capsys):
     assert cli.main(["vocab", "--output=v.model"]) == 2
     assert "either --input=GLOB or --gin_file=FILE" in capsys.readouterr().err
     assert cli.main(["vocab", "--output=v.model", "--input=x", "--gin_file=y"]) == 2
     assert cli.main(["vocab", "--output=v.model", "--input=none*.txt"]) == 2
+    assert cli.main(["vocab", "--output=v.model", "--input=x", "--max_bytes=0"]) == 2
     assert not Path("v.model").exists()
 
 

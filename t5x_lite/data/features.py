@@ -3,6 +3,12 @@
 Packing puts several examples in a row: `*_segment_ids` number them from 1 (0 is padding),
 `*_positions` count from 0 in each. Rows are seqio's, and model features those of its feature
 converters EncDec, LM and PrefixLM.
+
+An encoder-only model reads what an objective makes under these names: encoder_input_tokens,
+encoder_target_tokens (0 where nothing is predicted), encoder_loss_weights (1 where something is)
+and, if packed, encoder_segment_ids and encoder_positions, of "inputs" and "labels"; any other
+feature X as encoder_X and, if packed, encoder_X_segment_ids and encoder_X_positions, unless X is
+"order" or "types", which go with the inputs.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +17,10 @@ import numpy as np
 
 from t5x_lite.errors import UserError, did_you_mean
 
-ARCHITECTURES = ("encoder_decoder", "decoder_only")
+ARCHITECTURES = ("encoder_decoder", "decoder_only", "encoder_only")
+_ENCODER_NAMES = {"inputs": "encoder_input_tokens", "labels": "encoder_target_tokens"}
+# Features of an encoder-only model that say something of each token of the inputs.
+_OF_INPUTS = ("inputs", "labels", "order", "types")
 
 Row = dict[str, np.ndarray]
 Lengths = Mapping[str, int]
@@ -28,12 +37,25 @@ def feature_lengths(
     """
     names = tuple(objective_features)
     _check_architecture(architecture, names)
+    if architecture != "encoder_only" and "targets" not in names:
+        raise UserError(
+            f"the objective makes {', '.join(names)}, for an encoder_only model, found "
+            f"architecture {architecture!r}: use an objective that makes targets"
+        )
     for name in names:
         if lengths.get(name, 0) < 1:
             raise UserError(
                 f"feature lengths are {dict(lengths)}, expected a positive length for {name!r}: "
                 "add it"
             )
+    if architecture == "encoder_only":
+        sizes = {}
+        for name, feature in _encoder_features(names, pack).items():
+            of = name.removesuffix("_segment_ids").removesuffix("_positions")
+            sizes[feature] = lengths[of]
+        if "labels" in names:
+            sizes["encoder_loss_weights"] = lengths["labels"]
+        return sizes
     decoder = ["decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights"]
     if pack:
         decoder += ["decoder_segment_ids", "decoder_positions"]
@@ -73,6 +95,16 @@ class NextFitPacker:
     def __len__(self) -> int:
         """Number of examples in the open row."""
         return len(self._open)
+
+    @property
+    def room(self) -> list[int]:
+        """Tokens of an empty row, of each feature that counts."""
+        return list(self._room.values())
+
+    def sizes(self, example: Row) -> np.ndarray:
+        """int64 [features]: tokens that an example takes of each feature in `room`."""
+        sizes = [min(len(example[name]), length) for name, length in self._lengths.items()]
+        return np.array([sum(sizes)] if self._join else sizes)
 
     def fits(self, example: Row) -> bool:
         """Whether `add(example)` would leave the open row open."""
@@ -157,14 +189,17 @@ def _padded(values: np.ndarray, length: int) -> np.ndarray:
 def model_features(row: Row, architecture: str, pack: bool) -> Row:
     """Turns a row, or rows stacked to [..., length], into int32 model features of that shape.
 
-    Always decoder_target_tokens, decoder_input_tokens (the targets shifted right; 0, the start
-    token, at every segment's start) and decoder_loss_weights (1 on targets, 0 on padding);
-    for an encoder-decoder, encoder_input_tokens; if packed, {encoder,decoder}_segment_ids and
-    _positions. Decoder-only with inputs is a prefix LM: inputs and targets of an example one
-    behind the other, loss on targets only, and decoder_causal_attention 1 where attention may
-    look ahead: on the tokens read up to and with the last input, one more than there are inputs.
+    Encoder-only: see above. Others: always decoder_target_tokens, decoder_input_tokens (the targets
+    shifted right; 0, the start token, at every segment's start) and decoder_loss_weights (1 on
+    targets, 0 on padding); for an encoder-decoder, encoder_input_tokens; if packed,
+    {encoder,decoder}_segment_ids and _positions. Decoder-only with inputs is a prefix LM: inputs
+    and targets of an example one behind the other, loss on targets only, and
+    decoder_causal_attention 1 where attention may look ahead: on the tokens read up to and with
+    the last input, one more than there are inputs.
     """
     _check_architecture(architecture, row)
+    if architecture == "encoder_only":
+        return _encoder_only_features(row, pack)
     assert pack == ("targets_segment_ids" in row), "pack must say whether the row is packed"
     features: Row = {}
     if architecture == "encoder_decoder":
@@ -189,6 +224,36 @@ def model_features(row: Row, architecture: str, pack: bool) -> Row:
         features["decoder_segment_ids"] = segment_ids
         features["decoder_positions"] = row["targets_positions"]
     return features
+
+
+def _encoder_features(names: Iterable[str], pack: bool) -> dict[str, str]:
+    """{name in a row: model feature} of an encoder-only model, without the loss weights."""
+    found = {}
+    for name in names:
+        found[name] = _ENCODER_NAMES.get(name, f"encoder_{name}")
+        if pack and (name == "inputs" or name not in _OF_INPUTS):
+            own = "" if name == "inputs" else f"{name}_"
+            found[f"{name}_segment_ids"] = f"encoder_{own}segment_ids"
+            found[f"{name}_positions"] = f"encoder_{own}positions"
+    return found
+
+
+def _encoder_only_features(row: Row, pack: bool) -> Row:
+    names = [name for name in row if not name.endswith(("_segment_ids", "_positions"))]
+    assert pack == (len(names) < len(row)), "pack must say whether the row is packed"
+    features = {new: row[name] for name, new in _encoder_features(names, pack).items()}
+    if "labels" in row:
+        features["encoder_loss_weights"] = (row["labels"] != 0).astype(np.int32)
+    return features
+
+
+def padding_share(features: Mapping[str, np.ndarray]) -> float:
+    """The share of a batch's tokens (model features [..., length]) that are padding, 0 to 1."""
+    ids = [x for name, x in features.items() if name.endswith("segment_ids")]
+    if not ids:
+        names = ("encoder_input_tokens", "decoder_target_tokens")
+        ids = [features[name] for name in names if name in features] or list(features.values())
+    return float(sum((x == 0).sum() for x in ids) / sum(x.size for x in ids))
 
 
 def _shift_right(values: np.ndarray, segment_ids: np.ndarray | None, start: int) -> np.ndarray:
@@ -242,7 +307,7 @@ def _check_architecture(architecture: str, features: Iterable[str] = ("inputs", 
             f"architecture is {architecture!r}, expected one of {', '.join(ARCHITECTURES)}."
             f"{did_you_mean(architecture, ARCHITECTURES)}"
         )
-    if architecture == "encoder_decoder" and "inputs" not in features:
+    if architecture == "encoder_decoder" and "targets" in features and "inputs" not in features:
         raise UserError(
             "the objective makes targets only, an encoder_decoder needs inputs too: "
             "use architecture 'decoder_only', or span corruption, prefix LM or text to text"

@@ -67,6 +67,8 @@ class HuggingFaceVocabulary(Vocabulary):
             )
         model = spec.get("model", {})
         unknown = model.get("unk_token")
+        if (unk_id := model.get("unk_id")) is not None:  # unigram models name it so
+            unknown = by_id[unk_id]
         # A text can hold id 0 unless it is special; an unknown token can, without byte fallback.
         zero = by_id[0]
         moved = zero not in special or (zero == unknown and not model.get("byte_fallback"))
@@ -160,8 +162,8 @@ class HuggingFaceVocabulary(Vocabulary):
     def word_starts(self) -> np.ndarray:
         starts = np.ones(self.size, bool)
         for i, (token, text) in enumerate(zip(self._model.tokens, self._texts, strict=True)):
-            piece = text.decode("latin-1") if self._model.byte_level else text.decode(errors="replace")
-            starts[i] = _begins_word(piece) or _is_word_piece_start(self._model, token)
+            first = chr(text[0]) if text and text[0] < 128 else REPLACEMENT * len(text[:1])
+            starts[i] = _begins_word(first) or _is_word_piece_start(self._model, token)
         starts.flags.writeable = False
         return starts
 

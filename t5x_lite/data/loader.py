@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from t5x_lite.data.features import (
-    NextFitPacker,
     Row,
     feature_lengths,
     model_features,
     pad_example,
 )
+from t5x_lite.data.packing import row_stream
 from t5x_lite.data.prefetch import Prefetch, prefetch
 from t5x_lite.data.source import digest
-from t5x_lite.data.streams import RowStream, TaskChooser, TaskReader, Tokens
+from t5x_lite.data.streams import TaskChooser, TaskReader, Tokens
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 
@@ -46,7 +46,8 @@ class BatchLoader(Iterator[Batch]):
       batch_size: rows of the global batch.
       seed: of the documents' order, the noise and the mixing.
       architecture: "encoder_decoder" or "decoder_only".
-      pack: several examples in a row where they fit.
+      pack: several examples in a row where they fit; or how: "next_fit" as True, "first_fit",
+        "best_fit" or, for language models, "concat" (packing.py).
       rows: the rows that this host feeds, by default all: range(0, batch_size).
       split: of the source.
 
@@ -65,13 +66,13 @@ class BatchLoader(Iterator[Batch]):
         batch_size: int,
         seed: int,
         architecture: str,
-        pack: bool = True,
+        pack: bool | str = True,
         rows: Sequence[int] | None = None,
         split: str = "train",
     ):
         self.rows = _check_rows(rows, batch_size)
         self.feature_lengths, lengths = _lengths(task, lengths, architecture, pack)
-        self._architecture, self._pack = architecture, pack
+        self._architecture, self._pack = architecture, bool(pack)
         self._identity = (seed, batch_size, sorted(lengths.items()), architecture, pack, split)
         self._task = task
         readers = [TaskReader(leaf, split, seed, lengths) for leaf, _ in task.leaves]
@@ -84,17 +85,14 @@ class BatchLoader(Iterator[Batch]):
                 )
         chooser = TaskChooser([share for _, share in task.leaves], seed, batch_size)
         self._streams = [
-            RowStream(
-                *(readers, chooser, row, batch_size),
-                NextFitPacker(lengths, architecture) if pack else None,
-            )
-            for row in self.rows
+            row_stream(pack, readers, chooser, row, batch_size, architecture) for row in self.rows
         ]
         self._position = self._gather_position()
 
     @property
     def position(self) -> np.ndarray:
-        """int64 [rows, K], K = 1 + 2 * tasks: where the next batch begins."""
+        """int64 [rows, K]: where the next batch begins. K is 1 + 2 * tasks, 1 more with a window
+        ("first_fit", "best_fit")."""
         return self._position.copy()
 
     def _gather_position(self) -> np.ndarray:
@@ -103,15 +101,15 @@ class BatchLoader(Iterator[Batch]):
     def restore(self, position: np.ndarray) -> None:
         """Goes to a position: these rows of a `Batch.position`, or of several hosts' put together.
 
-        UserError if its shape isn't [rows, 1 + 2 * tasks] or it can't be a position.
+        UserError if it doesn't have the shape of `position`, or can't be a position.
         """
         position = np.asarray(position)
         expected = self._position.shape
         if position.shape != expected:
             raise UserError(
                 f"The data position to restore has shape {list(position.shape)}, expected "
-                f"{list(expected)} (rows, 1 + 2 x tasks); restore with the same batch size and "
-                "mixture as it was saved with."
+                f"{list(expected)} (rows, 1 + 2 x tasks, 1 more for a packing window); restore "
+                "with the same batch size, mixture and packing as it was saved with."
             )
         if not np.issubdtype(position.dtype, np.integer) or position.min() < 0:
             raise UserError(
@@ -194,11 +192,11 @@ def _stack(rows: list[Row]) -> Row:
 
 
 def _lengths(
-    task: Task | Mixture, lengths: Mapping[str, int], architecture: str, pack: bool
+    task: Task | Mixture, lengths: Mapping[str, int], architecture: str, pack: bool | str
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Model features' lengths, and the lengths of just the features that the objective makes."""
     names = task.objective.features
-    shapes = feature_lengths(lengths, architecture, names, pack)
+    shapes = feature_lengths(lengths, architecture, names, bool(pack))
     return shapes, {name: lengths[name] for name in names}
 
 

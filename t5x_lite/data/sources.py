@@ -1,4 +1,15 @@
-"""Every source: Python's own library and lists, defined here; text files and TFDS beside it."""
+"""Every source.
+
+Defined here: Python's own library, lists, functions. Beside it:
+
+  text_files.py    TextFiles, ParallelFiles
+  tables.py        JsonLines, Delimited (CSV, TSV), Parquet
+  record_files.py  ArrayRecords, TfRecords
+  tfds_source.py   Tfds
+  hub_source.py    HuggingFace
+  token_cache.py   CachedTokens
+  open_files.py    open_files: any of the files above, by their names
+"""
 
 import functools
 import hashlib
@@ -6,18 +17,41 @@ import io
 import os
 import sysconfig
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import gin
 import numpy as np
 
+from t5x_lite.data.hub_source import HuggingFace
+from t5x_lite.data.open_files import open_files
+from t5x_lite.data.record_files import ArrayRecords, TfRecords
 from t5x_lite.data.source import HashSplit, Index, Record, Source, Subset, digest, hash64
-from t5x_lite.data.text_files import TextFiles
+from t5x_lite.data.tables import Delimited, JsonLines, Parquet
+from t5x_lite.data.text_files import ParallelFiles, TextFiles
 from t5x_lite.data.tfds_source import Tfds
+from t5x_lite.data.token_cache import CachedTokens
 from t5x_lite.errors import UserError
 
-__all__ = ["InMemory", "PythonLibrary", "Record", "Source", "Subset", "TextFiles", "Tfds"]
+__all__ = [
+    "ArrayRecords",
+    "CachedTokens",
+    "Delimited",
+    "FromFunction",
+    "HuggingFace",
+    "InMemory",
+    "JsonLines",
+    "ParallelFiles",
+    "Parquet",
+    "PythonLibrary",
+    "Record",
+    "Source",
+    "Subset",
+    "TextFiles",
+    "TfRecords",
+    "Tfds",
+    "open_files",
+]
 
 
 @gin.configurable(module="t5x_lite")
@@ -101,3 +135,55 @@ class InMemory(HashSplit):
 
     def __getitem__(self, index: int) -> Record:
         return self._records[index]
+
+
+@gin.configurable(module="t5x_lite")
+class FromFunction(Source):
+    """Records that a Python function makes.
+
+    Args:
+      function: with `length`, `function(i)` is record i, a dict or a string, the same each time;
+        without, `function()` yields all records, which are kept in memory.
+      length: number of records; they are not kept.
+      held_out: share of records held out: those at the end.
+      version: change it when the function makes other records: it is in the fingerprint.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Record | str | Iterable[Record | str]],
+        length: int | None = None,
+        held_out: float = 0.01,
+        version: str = "1",
+    ):
+        if not 0 <= held_out < 1:
+            raise UserError(f"held_out is {held_out}; it must be a share of records in [0, 1).")
+        if length is not None and length < 0:
+            raise UserError(f"FromFunction.length is {length}; use 0 or more.")
+        self.function, self.length, self.held_out, self.version = function, length, held_out, version
+
+    @functools.cached_property
+    def _all(self) -> list[Record]:
+        return [_as_record(record) for record in self.function()]
+
+    def __len__(self) -> int:
+        return len(self._all) if self.length is None else self.length
+
+    def __getitem__(self, index: int) -> Record:
+        return self._all[index] if self.length is None else _as_record(self.function(int(index)))
+
+    @property
+    def fingerprint(self) -> str:
+        function = self.function
+        name = getattr(function, "__qualname__", None) or repr(function)
+        return digest(getattr(function, "__module__", ""), name, len(self), self.version)
+
+    def _split(self, name: str) -> Source:
+        total = len(self)
+        held = min(max(round(total * self.held_out), self.held_out > 0), max(total - 1, 0))
+        indices = range(total - held, total) if name == "validation" else range(total - held)
+        return Subset(self, name, indices, 0)
+
+
+def _as_record(record: Record | str) -> Record:
+    return {"text": record} if isinstance(record, str) else record

@@ -40,6 +40,8 @@ class TaskReader:
         self.segment_length = task.objective.segment_length(lengths)
         self._key = f"{seed}/{task.name}"
         self._rng_key = hash64(self._key.encode())
+        self._document_rng_key = hash64(f"{self._key}/document".encode())
+        self._change_document = getattr(task.objective, "document", None)
         if len(self.records) == 0:
             raise UserError(
                 f"Task {task.name!r}: the {split!r} split of its {type(task.source).__name__} "
@@ -50,12 +52,16 @@ class TaskReader:
         """Tokens of the draw-th document: an array, or a dict where a record is an example."""
         epoch, index = divmod(draw, len(self.records))
         seed = hash64(f"{self._key}/{epoch}".encode())
-        return self._tokens(shuffled(index, len(self.records), seed))
+        return self._tokens(shuffled(index, len(self.records), seed), draw)
 
-    def _tokens(self, index: int) -> Tokens:
+    def _tokens(self, index: int, draw: int) -> Tokens:
         if self.segment_length is None:
             return self.task.fields(self.records, index)
-        return self.task.document(self.records, index)
+        tokens = self.task.document(self.records, index)
+        if self._change_document is not None and len(tokens):
+            rng = np.random.default_rng((self._document_rng_key, draw))
+            return self._change_document(tokens, rng, self.task.vocabulary)
+        return tokens
 
     def example(self, tokens: Tokens, draw: int, offset: int) -> dict[str, np.ndarray]:
         """The example of a segment that starts at token `offset` of the draw-th document."""
@@ -64,7 +70,7 @@ class TaskReader:
 
     @functools.cached_property
     def has_tokens(self) -> bool:
-        return any(_any_tokens(self._tokens(i)) for i in range(len(self.records)))
+        return any(_any_tokens(self._tokens(i, i)) for i in range(len(self.records)))
 
     def check_has_tokens(self) -> None:
         if not self.has_tokens:
@@ -75,7 +81,7 @@ class TaskReader:
 
     def in_order(self) -> Iterator[tuple[int, Tokens]]:
         """(0, tokens), (1, tokens), ...: the records, or segments of all text, each once."""
-        found = (self._tokens(i) for i in range(len(self.records)))
+        found = (self._tokens(i, i) for i in range(len(self.records)))
         if self.segment_length is not None:
             found = split_documents(found, merge=None, segment_length=self.segment_length)
         return enumerate(filter(_any_tokens, found))

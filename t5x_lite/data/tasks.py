@@ -9,9 +9,12 @@ import gin
 import numpy as np
 
 from t5x_lite.data.objectives import Objective, finish_example
+from t5x_lite.data.preprocessors import Fields
 from t5x_lite.data.source import Record, Source, digest
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import UserError, did_you_mean
+
+__all__ = ["Fields", "Mixture", "Preprocessor", "Task"]
 
 Preprocessor = Callable[[Record], Record | None]
 
@@ -39,6 +42,11 @@ class Task:
         """Documents in the training split."""
         return len(self.source.split("train"))
 
+    @functools.cached_property
+    def num_bytes(self) -> int:
+        """Bytes of text in the training split."""
+        return self.source.split("train").num_bytes
+
     @property
     def leaves(self) -> tuple[tuple["Task", float], ...]:
         """As of a mixture: ((task, share), ...)."""
@@ -60,9 +68,9 @@ class Task:
         return tokens
 
     def fields(self, records: Source, index: int) -> dict[str, np.ndarray]:
-        """Tokens of each of the objective's features in a record; {} if it is dropped."""
+        """Tokens of each key that the objective reads of a record; {} if it is dropped."""
         record = self._record(records, index)
-        names = self.objective.features if record else ()
+        names = getattr(self.objective, "reads", self.objective.features) if record else ()
         return {name: self._encode(record, name, index) for name in names}
 
     def example(
@@ -112,26 +120,13 @@ class Task:
 
 
 @gin.configurable(module="t5x_lite")
-@dataclasses.dataclass(frozen=True)
-class Fields:
-    """A preprocessor that writes new records by templates over the old ones' keys.
-
-    `Fields({"inputs": "translate English to German: {en}", "targets": "{de}"})`.
-    """
-
-    templates: Mapping[str, str]
-
-    def __call__(self, record: Record) -> Record:
-        return {key: template.format_map(record) for key, template in self.templates.items()}
-
-
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
     """Tasks, or mixtures, in proportion.
 
-    rates: a weight for each, or "examples": its number of training documents, at most `maximum`
-      (the K of T5, arXiv:1910.10683), to the power of 1 / `temperature`.
+    rates: a weight for each, or "examples": its number of training documents, or "bytes": of its
+      training text, in the place of tokens; at most `maximum` (the K of T5, arXiv:1910.10683), to
+      the power of 1 / `temperature`.
 
     The rate of a mixture within a mixture is shared out among its own tasks. All tasks must make
     the same features with the same vocabulary; a task met twice counts once, with the summed share.
@@ -149,9 +144,10 @@ class Mixture:
         if not self.temperature > 0:
             raise UserError(f"Mixture {self.name!r}: temperature is {self.temperature}, not > 0.")
         if isinstance(self.rates, str):
-            if self.rates != "examples":
+            if self.rates not in ("examples", "bytes"):
                 raise UserError(
-                    f"Mixture {self.name!r}: rates are {self.rates!r}; use 'examples' or numbers."
+                    f"Mixture {self.name!r}: rates are {self.rates!r}; use 'examples', 'bytes' "
+                    "(which stand for tokens) or numbers."
                 )
         elif len(self.rates) != len(self.tasks):
             raise UserError(
@@ -180,12 +176,18 @@ class Mixture:
         return sum(task.num_examples for task, _ in self.leaves)
 
     @functools.cached_property
+    def num_bytes(self) -> int:
+        """Bytes of text in the training splits of its tasks."""
+        return sum(task.num_bytes for task, _ in self.leaves)
+
+    @functools.cached_property
     def leaves(self) -> tuple[tuple[Task, float], ...]:
         """((task, share), ...): every task once, with a share > 0; the shares sum to 1."""
         rates = self.rates
         if isinstance(rates, str):
             cap = math.inf if self.maximum is None else self.maximum
-            rates = [min(t.num_examples, cap) ** (1 / self.temperature) for t in self.tasks]
+            sizes = [t.num_bytes if rates == "bytes" else t.num_examples for t in self.tasks]
+            rates = [min(size, cap) ** (1 / self.temperature) for size in sizes]
         shares: dict[Task, float] = {}
         for part, rate in zip(self.tasks, rates, strict=True):
             for task, share in part.leaves if rate else ():

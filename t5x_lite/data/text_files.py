@@ -1,32 +1,25 @@
-"""Text files as a source: documents are found once, then read by byte offset."""
+"""Text files as sources: documents, or lines of several files side by side."""
 
-import functools
-import gzip
-import mmap
-import os
-import zlib
-from collections.abc import Iterator, Sequence
-from glob import glob
+from collections.abc import Iterator, Mapping, Sequence
 
 import gin
 import numpy as np
 
+from t5x_lite.data.file_source import FileSource, Found
+from t5x_lite.data.files import BadRecords, Bytes, find_files
 from t5x_lite.data.source import HashSplit, Index, Record, hash64
-from t5x_lite.errors import UserError, did_you_mean
-
-Bytes = bytes | mmap.mmap
+from t5x_lite.errors import UserError
 
 _BLOCK = 1 << 24  # bytes looked at together while a file is indexed
-_GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 
 
 @gin.configurable(module="t5x_lite")
-class TextFiles(HashSplit):
-    """Documents in UTF-8 text files, plain or gzipped. Records are `{"text", "path"}`.
+class TextFiles(FileSource):
+    """Documents in UTF-8 text files, plain, .gz or .zst. Records are `{"text", "path"}`.
 
     Args:
-      files: a path or glob, or several; `**` matches folders of any depth.
+      files: a path, glob or URL, or several; `**` matches folders of any depth.
       document: what a document is: a "line", a "paragraph" (between blank lines) or a "file".
         Blank ones are left out; lines and paragraphs come without the line end that closes them.
       held_out: share of documents held out, by a hash of their content.
@@ -34,12 +27,14 @@ class TextFiles(HashSplit):
       max_document_bytes: cut longer documents, at the last line end or else space that fits. Rows
         of a batch draw whole documents: with fewer documents than rows, rows repeat each other.
       invalid: "error", or "replace" to read bytes that are not UTF-8 as U+FFFD.
+      max_bad_records, max_record_bytes: see `FileSource`.
 
-    Plain files are mapped, not read into memory; gzipped ones are held in memory, decompressed.
+    Plain files are mapped, not read into memory; compressed ones are unpacked, in memory while
+    they are small, else in the cache folder.
 
     Raises:
       UserError: a file is missing or a glob matches nothing (at once); a file is not UTF-8 (the
-        message has the byte's offset) or is a torn gzip file (on first use, for all files).
+        message has the byte's offset), empty or torn, or a document is too long (on first use).
     """
 
     def __init__(
@@ -50,6 +45,8 @@ class TextFiles(HashSplit):
         validation_files: str | Sequence[str] | None = None,
         max_document_bytes: int | None = None,
         invalid: str = "error",
+        max_bad_records: int = 0,
+        max_record_bytes: int = 10_000_000,
     ):
         if document not in ("line", "paragraph", "file"):
             raise UserError(f"TextFiles.document is {document!r}; use 'line', 'paragraph', 'file'.")
@@ -58,104 +55,121 @@ class TextFiles(HashSplit):
         if max_document_bytes is not None and max_document_bytes < 16:
             raise UserError(f"max_document_bytes is {max_document_bytes}; use 16 or more.")
         self.document, self.max_document_bytes, self.invalid = document, max_document_bytes, invalid
-        paths, validation = find_files(files), None
-        if validation_files is not None:
-            validation = TextFiles(
-                validation_files, document, 0.0, None, max_document_bytes, invalid
-            )
-            held = {os.path.realpath(p) for p in validation.paths}
-            paths = [p for p in paths if os.path.realpath(p) not in held]
-            if not paths:
-                raise UserError(f"All of {files!r} are validation_files; none is left to train on.")
-        super().__init__(held_out, validation)
-        self.paths = paths
-        self._forget_data()
+        super().__init__(files, held_out, validation_files, max_bad_records, max_record_bytes)
 
-    @property
-    def num_files(self) -> int:
-        return len(self.paths)
+    def scan(self, file: int, bad: BadRecords) -> Found:
+        path, torn = self.paths[file], bad.count
+        data = self.scan_data(file, bad)
+        spans = find_documents(data, self.document)
+        if bad.count > torn and len(spans):
+            spans = spans[:-1]  # the end of a torn file is half a document
+        if self.max_document_bytes is not None:
+            spans = cut_documents(data, spans, self.max_document_bytes)
+        valid = self.invalid == "replace" or self._all_utf8(data, path, bad)
+        rows = []
+        for start, stop in spans.tolist():
+            if stop - start > self.max_record_bytes:
+                bad.add(
+                    f"{path} byte {start}: a document of {stop - start:,} bytes, expected at most "
+                    f"{self.max_record_bytes:,}; cut such ones with max_document_bytes, or raise "
+                    "max_record_bytes."
+                )
+                continue
+            content = data[start:stop]
+            if not valid:
+                try:
+                    content.decode()
+                except UnicodeDecodeError as e:
+                    bad.add(_not_utf8(path, start, e))
+                    continue
+            rows.append((hash64(content.strip()), stop - start, start, stop))
+        return Found.of(rows)
 
-    # ---- the files' bytes
+    def _all_utf8(self, data: Bytes, path: str, bad: BadRecords) -> bool:
+        for start, stop in _blocks(data):
+            try:
+                data[start:stop].decode()
+            except UnicodeDecodeError as e:
+                if not bad.limit:
+                    bad.add(_not_utf8(path, start, e))
+                return False
+        return True
 
-    def _forget_data(self) -> None:
-        self._unzipped: dict[int, bytes] = {}
-        # A map holds a file descriptor, so there can't be one for each of thousands of files.
-        self._data = functools.lru_cache(maxsize=64)(self._map)
-
-    def __getstate__(self):
-        return {k: v for k, v in self.__dict__.items() if k not in ("_data", "_unzipped")}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._forget_data()
-
-    def _map(self, file: int) -> Bytes:
-        if file in self._unzipped:
-            return self._unzipped[file]
+    def read(self, file: int, begin: int, end: int) -> Record:
         path = self.paths[file]
-        with open(path, "rb") as f:
-            magic = f.read(len(_GZIP))
-            if not magic:
-                return b""
-            if magic != _GZIP:
-                return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._unzipped.setdefault(file, _unzip(path))
-
-    # ---- documents
-
-    @functools.cached_property
-    def _documents(self) -> tuple[np.ndarray, np.ndarray]:
-        """File number int32 [N] and byte span int64 [N, 2]; all text is checked to be UTF-8."""
-        files, spans = [], []
-        for i, path in enumerate(self.paths):
-            data = self._data(i)
-            if self.invalid == "error":
-                for start, stop in _blocks(data):
-                    _decode(data[start:stop], path, start, self.invalid)
-            found = find_documents(data, self.document)
-            if self.max_document_bytes is not None:
-                found = cut_documents(data, found, self.max_document_bytes)
-            spans.append(found)
-            files.append(np.full(len(found), i, np.int32))
-        return np.concatenate(files), np.concatenate(spans)
-
-    def make_index(self) -> Index:
-        files, spans = self._documents
-        hashes = np.empty(len(files), np.uint64)
-        for i, (file, (start, stop)) in enumerate(zip(files.tolist(), spans.tolist(), strict=True)):
-            hashes[i] = hash64(self._data(file)[start:stop].strip())
-        return Index(hashes, spans[:, 1] - spans[:, 0])
-
-    def __getitem__(self, index: int) -> Record:
-        files, spans = self._documents
-        file, (start, stop) = int(files[index]), spans[index].tolist()
-        path = self.paths[file]
-        text = _decode(self._data(file)[start:stop], path, start, self.invalid)
+        errors = "strict" if self.invalid == "error" else "replace"
+        text = self.data(file)[begin:end].decode(errors=errors)
         return {"text": text if self.document == "file" else text.strip("\r\n"), "path": path}
 
 
-def find_files(patterns: str | Sequence[str]) -> list[str]:
-    """The files, sorted, each once; UserError names the path or glob that finds none."""
-    patterns = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
-    if not patterns:
-        raise UserError("The list of files is empty; give a path or a glob.")
-    found = set()
-    for pattern in patterns:
-        pattern = os.path.expanduser(os.fspath(pattern))
-        if os.path.isdir(pattern):
-            raise UserError(f"{pattern!r} is a folder; give files, such as '{pattern}/*.txt'.")
-        # A plain file first: its name may hold the characters of globs.
-        matches = [pattern] if os.path.isfile(pattern) else glob(pattern, recursive=True)
-        matches = [m for m in matches if os.path.isfile(m)]
-        if not matches:
-            folder, name = os.path.split(pattern)
-            near = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-            raise UserError(
-                f"No file is or matches {pattern!r} (working folder {os.getcwd()})."
-                + did_you_mean(name, near)
-            )
-        found.update(matches)
-    return sorted(found)
+def _not_utf8(path: str, start: int, error: UnicodeDecodeError) -> str:
+    return (
+        f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
+        f"{start + error.start} ({error.reason}); convert the file or set TextFiles.invalid = "
+        "'replace'."
+    )
+
+
+class _Lines(TextFiles):
+    """Every line, blank ones too."""
+
+    def scan(self, file: int, bad: BadRecords) -> Found:
+        data = self.scan_data(file, bad)
+        self._all_utf8(data, self.paths[file], bad)
+        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
+        if len(data) and (not len(ends) or ends[-1] != len(data)):
+            ends = np.append(ends, len(data))
+        begins = np.append(0, ends)[:-1]
+        spans = np.stack([begins, ends], 1).astype(np.int64)
+        hashes = np.array([hash64(data[a:b].strip()) for a, b in spans.tolist()], np.uint64)
+        return Found(hashes, spans[:, 1] - spans[:, 0], spans)
+
+
+@gin.configurable(module="t5x_lite")
+class ParallelFiles(HashSplit):
+    """Text files whose lines belong together, as of a translation: {record key: file}.
+
+    `ParallelFiles({"en": "train.en.gz", "de": "train.de.gz"})` has a record {"en", "de"} for each
+    line; plain, .gz or .zst. `validation_files`, of the same keys, are held out; without them
+    `held_out` of the records, by a hash of their content. On first use raises UserError if the
+    files have different numbers of lines.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, str],
+        held_out: float = 0.01,
+        validation_files: Mapping[str, str] | None = None,
+    ):
+        validation = None
+        if validation_files is not None:
+            if set(validation_files) != set(files):
+                raise UserError(
+                    f"ParallelFiles.validation_files has {', '.join(sorted(validation_files))}, "
+                    f"expected {', '.join(sorted(files))}, as files has."
+                )
+            validation = ParallelFiles(files=validation_files, held_out=0.0, validation_files=None)
+        super().__init__(held_out, validation)
+        # All arguments, so that gin's bindings of TextFiles don't come in.
+        arguments = ("line", 0.0, None, None, "error", 0)
+        self.columns = {key: _Lines(find_files(f), *arguments) for key, f in files.items()}
+
+    @property
+    def num_files(self) -> int:
+        return sum(column.num_files for column in self.columns.values())
+
+    def make_index(self) -> Index:
+        counts = {column.paths[0]: len(column) for column in self.columns.values()}
+        if len(set(counts.values())) > 1:
+            found = ", ".join(f"{path} {count:,}" for path, count in counts.items())
+            raise UserError(f"Parallel files have different numbers of lines: {found}.")
+        columns = [column.index for column in self.columns.values()]
+        rows = zip(*(index.hashes.tolist() for index in columns), strict=True)
+        hashes = [hash64(repr(row).encode()) for row in rows]
+        return Index(np.array(hashes, np.uint64), sum(index.sizes for index in columns))
+
+    def __getitem__(self, index: int) -> Record:
+        return {key: column[index]["text"] for key, column in self.columns.items()}
 
 
 def find_documents(data: Bytes, document: str) -> np.ndarray:
@@ -218,23 +232,3 @@ def _blocks(data: Bytes) -> Iterator[tuple[int, int]]:
         stop = min(stop or len(data), len(data))
         yield start, stop
         start = stop
-
-
-def _decode(data: bytes, path: str, offset: int, invalid: str) -> str:
-    try:
-        return data.decode("utf-8", "strict" if invalid == "error" else "replace")
-    except UnicodeDecodeError as e:
-        raise UserError(
-            f"{path} is not UTF-8: byte 0x{data[e.start]:02x} at offset {offset + e.start} "
-            f"({e.reason}); convert the file or set TextFiles.invalid = 'replace'."
-        ) from None
-
-
-def _unzip(path: str) -> bytes:
-    try:
-        with gzip.open(path) as f:
-            return f.read()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        raise UserError(
-            f"{path} is a truncated or damaged gzip file ({e}); fetch or compress it again."
-        ) from None

@@ -1,14 +1,17 @@
-"""TensorFlow Datasets as a source, read without TensorFlow: prepared as array_record only."""
+"""TensorFlow Datasets as a source, read without TensorFlow: array_record and TFRecord copies."""
 
 import contextlib
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
+import numpy as np
 
+from t5x_lite.data.files import Bytes, open_bytes
 from t5x_lite.data.source import Record, Source, Subset, digest
+from t5x_lite.data.tf_example import TornFile, frame_spans
 from t5x_lite.errors import UserError, did_you_mean
 
 # TFDS imports its datasets' code group by group and stops at the first group that lacks a package
@@ -18,7 +21,9 @@ _CODE_GROUPS = ("question_answering", "summarization", "text", "text_simplificat
 
 @gin.configurable(module="t5x_lite")
 class Tfds(Source):
-    """A TFDS dataset prepared in the array_record format, by name: "c4/en:3.1.0".
+    """A TFDS dataset prepared in the array_record or tfrecord format, by name: "c4/en:3.1.0".
+
+    Of tfrecord files, which have no index, one pass finds where the records are.
 
     Args:
       name: the dataset, with config and version where wanted.
@@ -51,6 +56,11 @@ class Tfds(Source):
         self.keys = {"text": keys} if isinstance(keys, str) else keys
         self._given_splits = None if splits is None else dict(splits)
 
+    def __getstate__(self):
+        # A builder isn't for other processes: they open their own.
+        given = ("name", "data_dir", "held_out", "download", "keys", "_given_splits")
+        return {name: getattr(self, name) for name in given}
+
     @functools.cached_property
     def _builder(self) -> Any:
         builder = _open(self.name, self.data_dir)
@@ -58,17 +68,16 @@ class Tfds(Source):
         if not builder.data_path.exists():
             if not self.download:
                 raise UserError(
-                    f"{where} is not prepared; set Tfds.download = True, or run tfds.builder("
-                    f"{self.name!r}, data_dir=...).download_and_prepare(file_format='array_record')"
+                    f"{where} is not prepared; set Tfds.download = True, or run t5x_lite data "
+                    f"build {self.name} --data_dir=..."
                 )
             builder.download_and_prepare(file_format="array_record")
         formats = {f.value for f in builder.info.available_file_formats()}
-        if "array_record" not in formats:
+        if not formats & {"array_record", "tfrecord"}:
+            more = " (TFDS's Parquet writer loses records)" if "parquet" in formats else ""
             raise UserError(
-                f"{where} is stored as {' and '.join(sorted(formats))}, expected array_record, the "
-                "format with random access: prepare it again with file_format='array_record' in "
-                "another data_dir, or convert it where TensorFlow is installed: tfds convert_format"
-                " --dataset_dir=... --out_file_format=array_record --out_dir=..."
+                f"{where} is stored as {' and '.join(sorted(formats))}{more}, expected array_record"
+                f" or tfrecord: prepare it again, t5x_lite data build {self.name} --data_dir=..."
             )
         return builder
 
@@ -143,12 +152,19 @@ class _Records(Source):
         for key, feature in (dataset.keys or {}).items():
             _check_feature(dataset, key, feature)
 
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k != "_reader"}
+
     def __len__(self) -> int:
         return self._length
 
     @functools.cached_property
     def _reader(self) -> Any:
-        return self.dataset._builder.as_data_source(self.spec)
+        builder = self.dataset._builder
+        if "array_record" in {f.value for f in builder.info.available_file_formats()}:
+            return builder.as_data_source(self.spec)
+        instructions = builder.info.splits[self.spec].file_instructions
+        return _TfRecordReader(instructions, builder.info.features)
 
     @property
     def fingerprint(self) -> str:
@@ -169,6 +185,32 @@ class _Records(Source):
                 f"Record {index} of {self.dataset.name} {self.spec} is not UTF-8: {e.reason} at "
                 f"offset {e.start}; choose text features with Tfds.keys."
             ) from None
+
+
+class _TfRecordReader:
+    """The examples of some TFRecord files, or slices of them, by number."""
+
+    def __init__(self, instructions: Sequence[Any], features: Any):
+        self._features = features
+        self._files = [open_bytes(str(i.filename), in_memory=False) for i in instructions]
+        spans = [
+            _frames(data, str(i.filename))[i.skip :][: i.examples_in_shard if i.take < 0 else i.take]
+            for data, i in zip(self._files, instructions, strict=True)
+        ]
+        self._ends = np.cumsum([len(s) for s in spans])
+        self._spans = np.concatenate([*spans, np.zeros((0, 2), np.int64)])
+
+    def __getitem__(self, index: int) -> Any:
+        file = int(np.searchsorted(self._ends, index, "right"))
+        begin, end = self._spans[index].tolist()
+        return self._features.deserialize_example_np(bytes(self._files[file][begin:end]))
+
+
+def _frames(data: Bytes, path: str) -> np.ndarray:
+    try:
+        return frame_spans(data)
+    except TornFile as e:
+        raise UserError(f"{path} is torn: {e}; fetch it again.") from e
 
 
 def _text(value: Any) -> Any:

@@ -179,12 +179,15 @@ class SentencePieceVocabulary(Vocabulary):
     @functools.cached_property
     def word_starts(self) -> np.ndarray:
         _, processor, pieces, _ = self._model
+
         # Decoding a single piece may lose the space in front of it, so the pieces are asked.
-        starts = [
-            _begins_word(chr(int(piece[1:-1], 16)) if processor.is_byte(i) else piece)
-            for i, piece in enumerate(pieces)
-        ]
-        starts = np.array(starts)
+        def text(i: int) -> str:
+            if not processor.is_byte(i):
+                return pieces[i]
+            byte = int(pieces[i][1:-1], 16)
+            return chr(byte) if byte < 128 else REPLACEMENT
+
+        starts = np.array([_begins_word(text(i)) for i in range(len(pieces))])
         starts.flags.writeable = False
         return starts
 
@@ -258,7 +261,7 @@ def train_sentencepiece(
 
     size: final number of ids: pad, EOS, unknown, 256 bytes (what no piece covers is spelt in
       them), learned pieces and `extra_ids` sentinels.
-    model_type: "unigram" (Kudo, arXiv:1804.10959) or "bpe".
+    model_type: "unigram" (Kudo, arXiv:1804.10959) or "bpe", which trains ten times as fast.
     lossless: keep every character, so that `decode(encode(text)) == text` (save U+2581); False
       prepares text as T5's models do: NFKC, runs of whitespace to one space, a space in front.
     max_bytes: `texts` are read up to so many UTF-8 bytes; training holds them all in memory.
@@ -297,6 +300,10 @@ def train_sentencepiece(
             bos_id=-1,
             user_defined_symbols=list(user_symbols),
             num_threads=4,  # fixed: the sums, and so the pieces, depend on it
+            # Half the time of SentencePiece's 2 and 0.75, and no longer texts (0.2 % shorter on
+            # 12 MB of Python).
+            num_sub_iterations=1,
+            shrinking_factor=0.6,
             minloglevel=2,
         )
     except RuntimeError as error:

@@ -206,7 +206,9 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         c = self.config
         init = kernel_init(c, "truncated_normal")
-        names = [f"wi_{i}" for i in range(len(c.mlp_activations))] if c.mlp_activations[1:] else ["wi"]
+        names = (
+            [f"wi_{i}" for i in range(len(c.mlp_activations))] if c.mlp_activations[1:] else ["wi"]
+        )
         hidden = [
             constrain(
                 Dense(c.mlp_dim, ("embed", "mlp"), init, c.use_bias, name=name)(x),

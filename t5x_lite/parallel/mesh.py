@@ -36,13 +36,15 @@ class MeshConfig:
         known = math.prod(size for size in sizes if size != -1)
         if num_devices % known or (-1 not in sizes and known != num_devices):
             raise UserError(
-                f"mesh {given} needs a {'multiple of ' if -1 in sizes else ''}{known} devices, "
+                f"mesh {given} needs {'a multiple of ' if -1 in sizes else ''}{known} devices, "
                 f"found {num_devices}: set one axis to -1, or make the product fit."
             )
         return tuple(num_devices // known if size == -1 else size for size in sizes)
 
 
-def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """Returns a mesh of all devices (or of ``devices``), ordered by jax to suit their topology."""
     devices = jax.devices() if devices is None else devices
     sizes = (config or MeshConfig()).sizes(len(devices))

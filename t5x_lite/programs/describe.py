@@ -24,13 +24,17 @@ def derived_numbers(
     tokens = setup.tokens_per_batch
     peak = peak_flops(devices[0])
     bytes_per_device = sum(_shard_bytes(x) for x in jax.tree.leaves(abstract))
-    layers = f"{c.num_encoder_layers}+{c.num_decoder_layers}" if c.has_encoder else c.num_decoder_layers
+    layers = (
+        f"{c.num_encoder_layers}+{c.num_decoder_layers}" if c.has_encoder else c.num_decoder_layers
+    )
     return {
         "model": f"{c.architecture}, {layers} layers, {c.embed_dim} wide, {c.num_heads} heads",
         "parameters": f"{parameters:,}",
         "task": f"{setup.task.name}: {type(setup.task.objective).__name__}, "
         f"vocabulary of {setup.task.vocabulary.size:,}",
-        "features": ", ".join(f"{k} {v}" for k, v in setup.feature_lengths.items() if "tokens" in k),
+        "features": ", ".join(
+            f"{k} {v}" for k, v in setup.feature_lengths.items() if "tokens" in k
+        ),
         "devices": f"{len(devices)} x {devices[0].device_kind}, mesh "
         + " x ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items())
         + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""),
@@ -68,11 +72,15 @@ def parameter_table(abstract_params: Any, axes: Any) -> str:
     header = ("name", "shape", "logical axes", "mesh axes", "dtype")
     lines = [header]
     for row in rows:
-        mesh = ", ".join("*".join(a) if isinstance(a, tuple) else str(a or "-") for a in row["mesh"])
+        mesh = ", ".join(
+            "*".join(a) if isinstance(a, tuple) else str(a or "-") for a in row["mesh"]
+        )
         shape = " x ".join(map(str, row["shape"]))
         lines.append((row["name"], shape, ", ".join(row["axes"]), mesh, row["dtype"]))
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = ["  ".join(f"{v:<{w}}" for v, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text = [
+        "  ".join(f"{v:<{w}}" for v, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
     total = sum(row["size"] for row in rows)
     sizes = sum(row["size"] * jax.numpy.dtype(row["dtype"]).itemsize for row in rows)
     text.append(f"{len(rows)} parameters, {total:,} elements, {sizes / 2**20:,.1f} MiB")
@@ -133,9 +141,9 @@ def _summary_lines(
     gin_file = os.path.join(model_dir, "config.gin")
     lines += [
         f"  t5x_lite eval --gin_file={gin_file} --checkpoint=all",
-        f"  t5x_lite infer --gin_file={gin_file} --prompt=\"import <extra_id_0> as np\""
+        f'  t5x_lite infer --gin_file={gin_file} --prompt="import <extra_id_0> as np"'
         if samples and "<extra_id_0>" in samples[0].get("input", "<extra_id_0>")
-        else f"  t5x_lite infer --gin_file={gin_file} --prompt=\"def main(\"",
+        else f'  t5x_lite infer --gin_file={gin_file} --prompt="def main("',
         f"  t5x_lite train --gin_file={gin_file} --gin.train.total_steps={2 * summary['step']}",
     ]
     return lines

@@ -33,6 +33,7 @@ EXTRAS = {
     "tpu": ("Cloud TPUs", ("libtpu",)),
     "cuda": ("NVIDIA GPUs", ("jax-cuda12-plugin|jax-cuda13-plugin",)),
     "tfds": ("datasets of TFDS", ("tensorflow-datasets", "array-record", "h5py")),
+    "hf": ("tokenizers of Hugging Face", ("tokenizers",)),
     "dev": ("running the tests", ("pytest", "pytest-xdist", "hypothesis", "ruff")),
 }
 

@@ -1,11 +1,11 @@
 """The run's folder: whose it is, and what is written beside the checkpoints.
 
-    model_dir/
-      run.json           what makes this run this run; another can't continue here
-      config.gin         the whole configuration, macros resolved: --gin_file takes it
-      parameters.txt     every parameter's name, shape, logical axes, mesh axes, dtype
-      metrics.jsonl      every logged number; tensorboard/ has the same
-      checkpoints/STEP/  see training/checkpoints.py
+model_dir/
+  run.json           what makes this run this run; another can't continue here
+  config.gin         the whole configuration, macros resolved: --gin_file takes it
+  parameters.txt     every parameter's name, shape, logical axes, mesh axes, dtype
+  metrics.jsonl      every logged number; tensorboard/ has the same
+  checkpoints/STEP/  see training/checkpoints.py
 """
 
 import dataclasses

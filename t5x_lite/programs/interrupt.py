@@ -35,7 +35,9 @@ class Interrupt:
             os._exit(128 + number)
         self.signal = signal.Signals(number).name
         # Not print: the signal may have come in the middle of one.
-        os.write(2, f"\n{self.signal}: saving after this step; once more to stop at once\n".encode())
+        os.write(
+            2, f"\n{self.signal}: saving after this step; once more to stop at once\n".encode()
+        )
 
     def requested(self, step: int) -> bool:
         """Whether to stop after ``step``; the same answer on every process."""

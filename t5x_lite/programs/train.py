@@ -125,21 +125,6 @@ def train(
         describe.print_dry_run(setup, abstract, axes, numbers)
         return numbers
 
-    # ------------------------------------------------------------------- the run's folder
-    identity = folder.identity(setup, seed=seed, pack=pack)
-    if distributed.is_main_process():
-        folder.claim(model_dir, identity)
-    checkpoints = Checkpoints(model_dir, checkpoint)
-    latest = checkpoints.latest_step()
-    if latest is not None and latest >= total_steps:
-        say(f"{model_dir} is finished: step {latest:,} of {total_steps:,}. More: set total_steps.")
-        return describe.print_summary(model_dir, latest)
-    if distributed.is_main_process():
-        folder.write_description(model_dir, describe.parameter_table(abstract.params, axes))
-    describe.print_start(numbers)
-    for binding in config.unused_bindings():
-        say(f"warning: nothing here uses {binding}")
-
     # ------------------------------------------------------------------- data
     loader = BatchLoader(
         task,
@@ -160,6 +145,21 @@ def train(
             rows=setup.rows,
             max_batches=eval_batch_count,
         )
+
+    # ------------------------------------------------------------------- the run's folder
+    identity = folder.identity(setup, seed=seed, pack=pack)
+    if distributed.is_main_process():
+        folder.claim(model_dir, identity)
+    checkpoints = Checkpoints(model_dir, checkpoint)
+    latest = checkpoints.latest_step()
+    if latest is not None and latest >= total_steps:
+        say(f"{model_dir} is finished: step {latest:,} of {total_steps:,}. More: set total_steps.")
+        return describe.print_summary(model_dir, latest)
+    if distributed.is_main_process():
+        folder.write_description(model_dir, describe.parameter_table(abstract.params, axes))
+    describe.print_start(numbers)
+    for binding in config.unused_bindings():
+        say(f"warning: nothing here uses {binding}")
 
     # ------------------------------------------------------------------- state
     seconds = {}

@@ -15,14 +15,14 @@ from t5x_lite.errors import UserError
 
 TASK = "train.task"  # where a run's gin file names its task
 
-# SentencePiece holds what it trains on in memory; a larger corpus is thinned out evenly.
-MAX_TRAIN_BYTES = 100_000_000
 MAX_SAMPLE_BYTES = 1_000_000
 
 
 def main(args: argparse.Namespace) -> int:
     if bool(args.input) == bool(args.gin_file):
         raise UserError("vocab needs either --input=GLOB or --gin_file=FILE with a task")
+    if args.max_bytes < 1:
+        raise UserError(f"--max_bytes={args.max_bytes}: expected 1 or more")
     if args.input:
         # Whole files, so that line ends are learned too, but in parts that fit in memory.
         files = TextFiles(args.input, document="file", held_out=0.0, max_document_bytes=1 << 20)
@@ -33,17 +33,19 @@ def main(args: argparse.Namespace) -> int:
     trained_on = [(source.split("train"), steps) for source, steps in sources]
     total = sum(source.num_bytes for source, _ in trained_on)
     documents = sum(len(source) for source, _ in trained_on)
-    every = max(1, math.ceil(total / MAX_TRAIN_BYTES))
+    every = max(1, math.ceil(total / args.max_bytes))
     print(f"text: {documents:,} documents, {_size(total)}", end="")
     print(f", of which every {every}th document is used" if every > 1 else "")
-    print(f"training a {args.model_type} model: about a minute for 10 MB on a laptop")
+    rate = 4 if args.model_type == "unigram" else 1
+    print(f"training a {args.model_type} model: about {rate} s per MB on a laptop")
     vocabulary = train_sentencepiece(
         texts(trained_on, every),
         args.output,
         size=args.size,
         model_type=args.model_type,
         extra_ids=args.extra_ids,
-        max_bytes=MAX_TRAIN_BYTES,
+        max_bytes=args.max_bytes,
+        user_symbols=args.user_symbol,
     )
     seconds = time.monotonic() - start
     tokens, size = count_tokens(vocabulary, sources)

@@ -75,10 +75,8 @@ def make_train_step(
             "decoder_loss_weights": weights,
         }
         rng = jax.random.fold_in(key_for(seed, "dropout"), state.step)
-        grads, sums = _accumulate(
-            grad_fn, state.params, batch, normalizer, rng, num_microbatches
-        )
-        grad_norm = optax.global_norm(grads)
+        grads, sums = _accumulate(grad_fn, state.params, batch, normalizer, rng, num_microbatches)
+        grad_norm = optax.tree.norm(grads)
         learning_rate = schedule(state.step)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)

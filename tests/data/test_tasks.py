@@ -1,6 +1,8 @@
 import gin
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from t5x_lite.data.objectives import CausalLM, SpanCorruption, TextToText
 from t5x_lite.data.sources import InMemory
@@ -84,6 +86,47 @@ def test_rates():
     assert shares(Mixture("m", [a, b, c], maximum=40)) == {"a": 1 / 8, "b": 3 / 8, "c": 4 / 8}
     two = Mixture("m", [a, c], temperature=2)
     assert shares(two) == {"a": 1 / 11, "c": 10 / 11}
+
+
+@given(
+    st.lists(st.integers(1, 10**6), min_size=1, max_size=6),
+    st.none() | st.integers(1, 10**6),
+    st.floats(1, 8),
+)
+def test_rates_are_t5s(sizes, maximum, temperature):
+    """seqio's mixing_rate_num_examples and mixing_rate_num_characters."""
+
+    class Sized(InMemory):
+        def __init__(self, size):
+            super().__init__([])
+            self.size = size
+
+        def __len__(self):
+            return self.size
+
+        num_bytes = property(lambda self: self.size)
+
+        def split(self, name):
+            return self
+
+    tasks = [Task(f"t{i}", Sized(n), CausalLM(), VOCABULARY) for i, n in enumerate(sizes)]
+    rates = np.array(sizes, float)
+    if maximum:
+        rates = np.minimum(rates, maximum)
+    rates **= 1.0 / temperature
+    for kind in ("examples", "bytes"):
+        mixture = Mixture("m", tasks, kind, maximum, temperature)
+        found = [share for _, share in mixture.leaves]
+        np.testing.assert_allclose(found, rates / rates.sum(), rtol=1e-9)
+
+
+def test_rates_by_bytes():
+    short, long = make("s", 10), Task("l", InMemory(["x" * 300]), CausalLM(), VOCABULARY)
+    assert short.num_bytes == 30
+    assert shares(Mixture("m", [short, long], "bytes")) == {"s": 1 / 11, "l": 10 / 11}
+    assert Mixture("m", [short, long]).num_bytes == 330
+    nested = Mixture("o", [Mixture("m", [short, long], "bytes"), make("c", 110)], "bytes")
+    assert nested.num_bytes == 330 + sum(len(f"c {i}") for i in range(110))
 
 
 def test_nested():

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t5x_lite.data.objectives import UL2
 from t5x_lite.data.vocabulary import (
     ByteVocabulary,
     SentencePieceVocabulary,
@@ -123,6 +124,16 @@ def test_byte_lengths(tiny):
         tiny.byte_lengths[0] = 1
 
 
+@pytest.mark.parametrize("name", ["tiny", "normalising"])
+def test_word_starts(name, request):
+    vocabulary = request.getfixturevalue(name)
+    starts = vocabulary.word_starts
+    assert starts.shape == (vocabulary.size,) and starts[:3].all() and starts[-20:].all()
+    for text, words in [("the cat", 2), ("naïve", 1), ("cat return the", 3), ("你好", 1)]:
+        text = text if name == "normalising" else " " + text
+        assert starts[vocabulary.encode(text)].sum() == words, text
+
+
 def test_normalised_text_is_counted_with_its_first_space(normalising):
     ids = normalising.encode("  the \t cat\n\nsat ﬁ ")
     kept = "the cat sat fi"
@@ -222,6 +233,20 @@ def test_long_lines_are_trained_on(tmp_path):
     assert len(text) > 10_000
     vocabulary = train_sentencepiece([text], tmp_path / "z.model", 450, extra_ids=20)
     assert (vocabulary.byte_lengths > 2).any()  # words were learned, not just characters
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_user_symbols_are_single_pieces(model_type, tmp_path):
+    symbols = ["[NLU]", "[S2S]", "[NLG]"]
+    vocabulary = train_sentencepiece(
+        corpus(), tmp_path / "u.model", SIZE, model_type, extra_ids=20, user_symbols=symbols
+    )
+    assert vocabulary.size == SIZE and vocabulary.encode("".join(symbols)).tolist() == [3, 4, 5]
+    text = "x [S2S]the cat"
+    assert 4 in vocabulary.encode(text) and vocabulary.decode(vocabulary.encode(text)) == text
+    mixture = UL2(mode_tokens=tuple(symbols))
+    example = mixture(vocabulary.encode("the cat " * 9), np.random.default_rng(0), vocabulary, {})
+    assert example["inputs"][0] in (3, 4, 5)
 
 
 def test_max_bytes_stops_reading(tmp_path):

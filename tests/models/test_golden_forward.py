@@ -93,7 +93,7 @@ def _loss_and_gradients(model, params, batch, divisor, weights, z_loss, *, smoot
         return loss / divisor, z / divisor
 
     (loss, z), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    return loss, z, optax.global_norm(grads), grads
+    return loss, z, optax.tree.norm(grads), grads
 
 
 def loss_and_gradients(model, params, batch, normalizer, z_loss, smoothing):

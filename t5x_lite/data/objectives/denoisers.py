@@ -43,12 +43,12 @@ class Denoiser(NamedTuple):
         """bool [length], True for what is to be predicted."""
         if self.mode == "S":
             suffix = 1 + int(rng.random() * self.longest_suffix(length))
-            return np.arange(length) >= length - suffix
+            return np.arange(length) >= max(length - suffix, 1)
         return random_spans_noise_mask(length, self.noise_density, rng, self.mean_span_length)
 
     def longest_suffix(self, length: int) -> int:
         """So that the mean of a uniform [1, longest] is `noise_density` of the text."""
-        return min(max(round(2 * self.noise_density * length) - 1, 1), max(length - 1, 1))
+        return max(min(round(2 * self.noise_density * length) - 1, length - 1), 1)
 
     def feature_lengths(self, length: int) -> tuple[int, int]:
         """Most tokens of (inputs, targets), EOS included and mode token not."""
@@ -78,6 +78,9 @@ class UL2:
     denoisers: (mode, mean span length, noise density[, rate]) of each.
     mode_tokens: ids or single pieces for R, S and X; None: the vocabulary's last three sentinels;
       (): no mode tokens. (The released UL2 has "[NLU]", "[S2S]", "[NLG]".)
+    text_length: tokens of text in an example; None: as many as the inputs hold with every denoiser.
+      As most denoisers' targets are far shorter than the longest, a quarter of that with packing
+      leaves much less padding.
 
     All denoisers get texts of the same length, such that none overflows the inputs. The i-th span
     is `<extra_id_i>` in the inputs, which precedes it in the targets, as in T5; so too with the
@@ -86,6 +89,7 @@ class UL2:
 
     denoisers: tuple[Denoiser, ...] = UL2_DENOISERS
     mode_tokens: TokenNames = None
+    text_length: int | None = None
 
     features: ClassVar = ("inputs", "targets")
     document_eos: ClassVar = False
@@ -105,7 +109,7 @@ class UL2:
             raise UserError("UL2.denoisers have no rate above 0: give one at least")
 
     def segment_length(self, lengths: Lengths) -> int:
-        """The most tokens that fit inputs with every denoiser: 509 for inputs of 512."""
+        """`text_length`, or the most tokens that fit with every denoiser: 510 for inputs of 512."""
         inputs, targets = length_of(lengths, "inputs"), length_of(lengths, "targets")
         room = inputs - (self.mode_tokens != ())
         tokens = 1
@@ -113,6 +117,13 @@ class UL2:
             tokens += 1
         if tokens < 2:
             raise UserError(f"inputs of {inputs} tokens are too short for UL2: 6 or more")
+        if self.text_length is not None:
+            if not 2 <= self.text_length <= tokens:
+                raise UserError(
+                    f"UL2.text_length is {self.text_length}, expected 2 to {tokens}, what inputs "
+                    f"of {inputs} tokens hold"
+                )
+            tokens = self.text_length
         needed = max(d.feature_lengths(tokens)[1] for d in self.denoisers)
         if needed > targets:
             raise UserError(

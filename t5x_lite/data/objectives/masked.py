@@ -2,8 +2,8 @@
 
 BERT's masked LM with next-sentence prediction (Devlin et al., arXiv:1810.04805), ALBERT's sentence
 order (Lan et al., arXiv:1909.11942), ELECTRA's replaced-token detection (Clark et al.,
-arXiv:2003.10555). "inputs" are what the encoder reads, "targets" the tokens to predict in their
-places and 0 in all others, so that `where(targets > 0, targets, inputs)` is the text.
+arXiv:2003.10555). "inputs" are what the encoder reads, "labels" the tokens to predict in their
+places and 0 in all others, so that `where(labels > 0, labels, inputs)` is the text.
 """
 
 import dataclasses
@@ -36,17 +36,17 @@ def mask_tokens(
     random_share: float = 0.1,
     groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (inputs, targets), int32 [length] each, of BERT's masking of tokens int32 [length].
+    """Returns (inputs, labels), int32 [length] each, of BERT's masking of tokens int32 [length].
 
-    round(noise_density * maskable tokens), one at least, become targets. Of these `mask_share` turn
+    round(noise_density * maskable tokens), one at least, become labels. Of these `mask_share` turn
     into `mask_id`, `random_share` into any of range(*random_ids), the others are left.
     maskable: bool [length]. groups: int [length], tokens of a word have the same number: words are
     chosen, in random order, as long as they fit (at least one word).
     """
-    inputs, targets = np.array(tokens, np.int32), np.zeros(len(tokens), np.int32)
+    inputs, labels = np.array(tokens, np.int32), np.zeros(len(tokens), np.int32)
     places = np.flatnonzero(maskable)
     if not len(places):
-        return inputs, targets
+        return inputs, labels
     wanted = max(1, round(noise_density * len(places)))
     if groups is None:
         chosen = places[np.argsort(rng.random(len(places)), kind="stable")[:wanted]]
@@ -57,14 +57,14 @@ def mask_tokens(
         kept = order[(total <= wanted) | (np.arange(len(order)) == 0)]
         chosen = places[np.isin(word, kept)]
     chosen = np.sort(chosen)
-    targets[chosen] = inputs[chosen]
+    labels[chosen] = inputs[chosen]
     draw = rng.random(len(chosen))
     low, high = random_ids
     anything = low + (rng.random(len(chosen)) * (high - low)).astype(np.int32)
     inputs[chosen[draw < mask_share]] = mask_id
     swap = (draw >= mask_share) & (draw < mask_share + random_share)
     inputs[chosen[swap]] = anything[swap]
-    return inputs, targets
+    return inputs, labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Masking:
 
     def _masked(self, tokens, maskable, rng, vocabulary, mask_id) -> Example:
         groups = np.cumsum(vocabulary.word_starts[tokens]) if self.whole_words else None
-        inputs, targets = mask_tokens(
+        inputs, labels = mask_tokens(
             tokens,
             maskable,
             rng,
@@ -114,7 +114,7 @@ class _Masking:
             random_share=self.random_share,
             groups=groups,
         )
-        return {"inputs": inputs, "targets": targets}
+        return {"inputs": inputs, "labels": labels}
 
 
 @gin.configurable(module="t5x_lite")
@@ -122,12 +122,12 @@ class _Masking:
 class MaskedLM(_Masking):
     """BERT's masked LM (as RoBERTa has it, arXiv:1907.11692, over documents that end with EOS).
 
-    Makes "inputs" = class token, text; "targets" = the tokens masked, 0 elsewhere, of one length.
+    Makes "inputs" = class token, text; "labels" = the tokens masked, 0 elsewhere, of one length.
     The class token and EOS are never masked. Fields: see `mask_tokens`; `whole_words` masks all
     tokens of a word, `special_tokens` are ids or pieces for (mask, class).
     """
 
-    features: ClassVar = ("inputs", "targets")
+    features: ClassVar = ("inputs", "labels")
     document_eos: ClassVar = True
 
     def segment_length(self, lengths: Lengths) -> int:
@@ -154,20 +154,20 @@ class ReplacedTokens(MaskedLM):
     random_share: float = 0.0
 
 
-def replaced_token_detection(inputs: Any, targets: Any, sampled: Any) -> dict[str, Any]:
+def replaced_token_detection(inputs: Any, labels: Any, sampled: Any) -> dict[str, Any]:
     """What ELECTRA's discriminator reads and learns, int32 [..., length] as all arguments are.
 
-    inputs, targets: of `ReplacedTokens`; sampled: the generator's tokens, read where targets > 0.
-    Returns "inputs", the text with those put in; "labels", 1 where a token differs from the text's
-    (a generator that is right makes no replacement); "weights", 1 where there is text.
+    inputs, labels: of `ReplacedTokens`; sampled: the generator's tokens, read where labels > 0.
+    Returns "inputs", the text with those put in; "replaced", 1 where a token differs from the
+    text's (a generator that is right replaces nothing); "weights", 1 where there is text.
     Works on numpy and, inside a jitted step, on jax arrays.
     """
-    xp = targets.__array_namespace__()
-    original = xp.where(targets > 0, targets, inputs)
-    replaced = xp.where(targets > 0, sampled, inputs)
+    xp = labels.__array_namespace__()
+    original = xp.where(labels > 0, labels, inputs)
+    replaced = xp.where(labels > 0, sampled, inputs)
     return {
         "inputs": replaced,
-        "labels": (replaced != original).astype(inputs.dtype),
+        "replaced": (replaced != original).astype(inputs.dtype),
         "weights": (original != 0).astype(inputs.dtype),
     }
 
@@ -176,14 +176,14 @@ def replaced_token_detection(inputs: Any, targets: Any, sampled: Any) -> dict[st
 class _SentencePair(_Masking):
     """class, A, EOS, B, EOS; see NextSentence and SentenceOrder."""
 
-    features: ClassVar = ("inputs", "targets", "types", "label")
+    features: ClassVar = ("inputs", "labels", "types", "pair_label")
     document_eos: ClassVar = False
 
     def _content_length(self, lengths: Lengths) -> int:
         name = type(self).__name__
         length = _same_lengths(lengths, self.features[:3], name)
-        if lengths.get("label") != 1:
-            raise UserError(f"feature lengths are {dict(lengths)}, {name} needs 'label' of 1")
+        if lengths.get("pair_label") != 1:
+            raise UserError(f"feature lengths are {dict(lengths)}, {name} needs 'pair_label' of 1")
         if length < 5:
             raise UserError(f"inputs of {length} tokens are too short for {name}: 5 or more")
         return length - 3
@@ -196,7 +196,7 @@ class _SentencePair(_Masking):
         maskable[[0, len(a) + 1, -1]] = False
         types = (np.arange(len(tokens)) > len(a) + 1).astype(np.int32)
         example = self._masked(tokens, maskable, rng, vocabulary, mask[0])
-        return example | {"types": types, "label": np.array([1 + label], np.int32)}
+        return example | {"types": types, "pair_label": np.array([1 + label], np.int32)}
 
 
 @gin.configurable(module="t5x_lite")
@@ -204,9 +204,9 @@ class _SentencePair(_Masking):
 class SentenceOrder(_SentencePair):
     """Masked LM, and ALBERT's question: are the two parts of the text in their order?
 
-    Makes "inputs" = class, A, EOS, B, EOS; "targets" as `MaskedLM`; "types" 0 on the first part and
-    1 on the second; "label" [1]: 2 in order, 1 swapped (0 is padding). Lengths must say so:
-    {"inputs": n, "targets": n, "types": n, "label": 1}. With packing, a row holds one example.
+    Makes "inputs" = class, A, EOS, B, EOS; "labels" as `MaskedLM`; "types" 0 on the first part and
+    1 on the second; "pair_label" [1]: 2 in order, 1 swapped (0 is padding). Lengths must say so:
+    {"inputs": n, "labels": n, "types": n, "pair_label": 1}. With packing, a row holds one example.
     The text is cut anywhere, both parts non-empty.
     """
 
@@ -224,9 +224,9 @@ class SentenceOrder(_SentencePair):
 class NextSentence(_SentencePair):
     """Masked LM, and BERT's question: does the second part follow the first?
 
-    Features and lengths as of `SentenceOrder`; "label" is 2 if B follows A, 1 if it doesn't. Takes
-    twice the text that fits: A and the next of the first half, or B from the second half, which is
-    later in the document or in another one; so half of the text isn't used.
+    Features and lengths as of `SentenceOrder`; "pair_label" is 2 if B follows A, 1 if it doesn't.
+    Takes twice the text that fits: A and the next of the first half, or B from the second half,
+    which is later in the document or in another one; so half of the text isn't used.
     """
 
     def segment_length(self, lengths: Lengths) -> int:

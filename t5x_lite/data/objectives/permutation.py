@@ -39,16 +39,16 @@ def permutation_masks(
     return together & (j <= i), together & (j < i)
 
 
-def target_mapping(targets: np.ndarray, predictions: int) -> np.ndarray:
+def target_mapping(labels: np.ndarray, predictions: int) -> np.ndarray:
     """int32 [predictions, length], one-hot: which position each prediction is for.
 
-    targets: int32 [length], 0 where nothing is predicted. Rows beyond the targets are 0; UserError
-    if there are more targets than `predictions`.
+    labels: int32 [length], 0 where nothing is predicted. Rows beyond those are 0; UserError
+    if there are more than `predictions`.
     """
-    places = np.flatnonzero(targets)
+    places = np.flatnonzero(labels)
     if len(places) > predictions:
         raise UserError(f"{len(places)} tokens are to be predicted, expected {predictions} or less")
-    mapping = np.zeros((predictions, len(targets)), np.int32)
+    mapping = np.zeros((predictions, len(labels)), np.int32)
     mapping[np.arange(len(places)), places] = 1
     return mapping
 
@@ -58,7 +58,7 @@ def target_mapping(targets: np.ndarray, predictions: int) -> np.ndarray:
 class PermutationLM:
     """Some tokens of a text, in a random order, from the others and from those before in the order.
 
-    Makes "inputs", the text; "targets", the tokens to predict in their places and 0 in others;
+    Makes "inputs", the text; "labels", the tokens to predict in their places and 0 in others;
     "order", the factorisation order (0 on padding), all of one length, so that they pack. A model
     with two streams reads `permutation_masks(order, segment_ids)`.
 
@@ -67,7 +67,7 @@ class PermutationLM:
 
     predict_every: float = 6.0
 
-    features: ClassVar = ("inputs", "targets", "order")
+    features: ClassVar = ("inputs", "labels", "order")
     document_eos: ClassVar = True
     append_eos: ClassVar = False
 
@@ -90,5 +90,5 @@ class PermutationLM:
         order = np.ones(len(tokens), np.int32)
         predicted = min(max(1, int(len(text) / self.predict_every)), len(text))
         order[text] = permutation_order(len(text), predicted, rng)
-        targets = np.where(order > 1, tokens, 0)
-        return {"inputs": tokens, "targets": targets.astype(np.int32), "order": order}
+        labels = np.where(order > 1, tokens, 0)
+        return {"inputs": tokens, "labels": labels.astype(np.int32), "order": order}

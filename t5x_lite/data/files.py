@@ -1,0 +1,239 @@
+"""Files wherever they are: globs, folders and URLs found, fetched, unpacked; bad records counted.
+
+What takes long to make again (a download, an unpacked corpus, an index) is kept in the cache
+folder: $T5X_LITE_CACHE, or ~/.cache/t5x_lite. Nothing is written beside the data.
+"""
+
+import contextlib
+import logging
+import mmap
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from glob import glob
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from t5x_lite.data.source import digest
+from t5x_lite.errors import UserError, did_you_mean
+
+Bytes = bytes | mmap.mmap
+
+# Compressed files of a source are unpacked in memory up to this size, compressed; then on disk.
+MEMORY_BYTES = 128 << 20
+_CHUNK = 1 << 20
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+
+_log = logging.getLogger(__name__)
+
+
+# ---- what can't be used
+
+
+class BadRecords:
+    """Counts records that can't be used; the first beyond `limit` raises UserError."""
+
+    def __init__(self, limit: int = 0):
+        self.limit, self.count = limit, 0
+        self.messages: list[str] = []
+
+    def add(self, message: str, count: int = 1) -> None:
+        """message: one line: file, position, what was found, what was expected, the nearest fix."""
+        self.count += count
+        if self.count > self.limit:
+            more = f" ({self.count} bad records, max_bad_records is {self.limit})"
+            raise UserError(message + (more if self.limit else " Or set max_bad_records."))
+        if len(self.messages) < 10:
+            self.messages.append(message)
+            _log.warning("left out: %s", message)
+
+
+# ---- where files are
+
+
+def cache_folder(*parts: str) -> Path:
+    """A folder within the cache folder, made if it isn't there."""
+    root = os.environ.get("T5X_LITE_CACHE") or os.path.expanduser("~/.cache/t5x_lite")
+    folder = Path(root, *parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[str]:
+    """A name to write to; it becomes `path` at the end, and goes away if that isn't reached."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def find_files(patterns: str | Sequence[str]) -> list[str]:
+    """The files, sorted, each once: of paths, globs (`**`: any depth), or gs://, s3://, ... URLs.
+
+    UserError names the path or glob that finds none.
+    """
+    patterns = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
+    if not patterns:
+        raise UserError("The list of files is empty; give a path or a glob.")
+    found: set[str] = set()
+    for pattern in patterns:
+        pattern = os.path.expanduser(os.fspath(pattern))
+        found.update(_find_urls(pattern) if is_url(pattern) else _find_local(pattern))
+    return sorted(found)
+
+
+def _find_local(pattern: str) -> list[str]:
+    if os.path.isdir(pattern):
+        raise UserError(f"{pattern!r} is a folder; give files, such as '{pattern}/*.txt'.")
+    # A plain file first: its name may hold the characters of globs.
+    matches = [pattern] if os.path.isfile(pattern) else glob(pattern, recursive=True)
+    matches = [m for m in matches if os.path.isfile(m)]
+    if not matches:
+        folder, name = os.path.split(pattern)
+        near = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+        raise UserError(
+            f"No file is or matches {pattern!r} (working folder {os.getcwd()})."
+            + did_you_mean(name, near)
+        )
+    return matches
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    try:
+        import fsspec
+
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as e:
+        reason = " ".join(str(e).split())
+        raise UserError(
+            f"{url} can't be opened ({reason}); pip install fsspec, with gcsfs for gs:// or s3fs "
+            "for s3://, or copy the files to a local folder."
+        ) from e
+
+
+def _find_urls(pattern: str) -> list[str]:
+    system, path = _file_system(pattern)
+    try:
+        matches = [path] if system.isfile(path) else system.glob(path)
+        matches = [m for m in matches if system.isfile(m)]
+    except (OSError, RuntimeError) as e:
+        raise UserError(f"{pattern} can't be listed: {' '.join(str(e).split())}.") from e
+    if not matches:
+        raise UserError(f"No file is or matches {pattern}; check the bucket and the path.")
+    return [system.unstrip_protocol(m) for m in matches]
+
+
+def local_copy(path: str) -> str:
+    """`path` itself, or of a URL a copy in the cache folder, fetched if it isn't there."""
+    if not is_url(path):
+        return path
+    system, remote = _file_system(path)
+    copy = cache_folder("files") / f"{digest(path, system.ukey(remote))}-{os.path.basename(remote)}"
+    if not copy.exists():
+        with written_whole(copy) as temporary:
+            try:
+                system.get_file(remote, temporary)
+            except (OSError, RuntimeError) as e:
+                raise UserError(f"{path} can't be fetched: {' '.join(str(e).split())}.") from e
+    return str(copy)
+
+
+# ---- what is in them
+
+
+def compression(path: str) -> str | None:
+    """ "gzip", "zstd" or None, by the first bytes of a local file."""
+    with open(path, "rb") as f:
+        start = f.read(4)
+    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+
+
+def open_bytes(path: str, in_memory: bool, bad: BadRecords | None = None) -> Bytes:
+    """The bytes of a file, unpacked if it is gzip or zstd; mapped, where they are on disk.
+
+    in_memory: where to unpack to; else a file in the cache folder.
+    bad: told of a file that is torn or damaged; of that, what could be unpacked is given.
+    """
+    local = local_copy(path)
+    kind = compression(local)
+    if kind is None:
+        return _map(local)
+    if in_memory:
+        chunks: list[bytes] = []
+        _unpack(local, path, kind, chunks.append, bad)
+        return b"".join(chunks)
+    stat = os.stat(local)
+    name = digest(os.path.abspath(local), stat.st_size, stat.st_mtime_ns)
+    unpacked = cache_folder("unpacked") / name
+    # Told of again at each scan: an unpacked copy doesn't say that its original is torn.
+    if bad is not None or not unpacked.exists():
+        with written_whole(unpacked) as temporary, open(temporary, "wb") as f:
+            _unpack(local, path, kind, f.write, bad)
+            f.flush()
+    return _map(str(unpacked))
+
+
+def _map(path: str) -> Bytes:
+    with open(path, "rb") as f:
+        if os.fstat(f.fileno()).st_size == 0:
+            return b""
+        return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _unpack(
+    local: str, name: str, kind: str, write: Callable[[bytes], Any], bad: BadRecords | None
+) -> None:
+    size, new = 0, _unpacker(name, kind)
+    try:
+        with open(local, "rb") as f:
+            for data in _unpacked(f, new):
+                write(data)
+                size += len(data)
+    except Exception as e:  # the three libraries have four classes of errors
+        if isinstance(e, OSError) and e.errno:
+            raise  # of the disk
+        if bad is not None:
+            bad.add(
+                f"{name} is a truncated or damaged {kind} file ({e}), after {size:,} bytes of "
+                "content; fetch or compress it again."
+            )
+
+
+def _unpacked(file: BinaryIO, new: Callable[[], Any]) -> Iterator[bytes]:
+    """The content of a file of one or several frames (gzip: members)."""
+    unpacker, inside = new(), False
+    while data := file.read(_CHUNK):
+        while data := data if inside else data.lstrip(b"\0"):  # gzip files may be padded
+            yield unpacker.decompress(data)
+            inside, data = not unpacker.eof, b"" if not unpacker.eof else unpacker.unused_data
+            if not inside:
+                unpacker = new()
+    if inside:
+        raise EOFError("it ends in the middle")
+
+
+def _unpacker(path: str, kind: str) -> Callable[[], Any]:
+    if kind == "gzip":
+        return lambda: zlib.decompressobj(31)
+    try:
+        from compression import zstd  # Python 3.14
+
+        return zstd.ZstdDecompressor
+    except ImportError:
+        pass
+    try:
+        import zstandard
+    except ImportError as e:
+        raise UserError(f"{path} is compressed with zstd; pip install zstandard.") from e
+    return lambda: zstandard.ZstdDecompressor().decompressobj()

@@ -1,0 +1,265 @@
+"""What may happen to a record before it is tokenized: functions of a record, by name.
+
+A `Task` calls its preprocessors in order; each returns a record, or None to drop it. Any function
+does, these are the common ones; their fields can be set in gin. All are pure: what they return
+depends on the record and their fields alone, so that any host can make any record at any time.
+
+One record to several can't be a preprocessor, as it would change how many records there are:
+`FlatMap` makes a source of such a function, `Chunk` for instance.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import gin
+import numpy as np
+
+from t5x_lite.data.source import Record, Source, digest, hash64
+from t5x_lite.data.vocabulary import Vocabulary
+from t5x_lite.errors import UserError, did_you_mean
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Rekey:
+    """Renames: a record of the keys of `key_map`, with the values of its old keys.
+
+    An old key that is None, empty or not in the record gives "", as with seqio.
+    """
+
+    key_map: Mapping[str, str | None]
+
+    def __call__(self, record: Record) -> Record:
+        return {new: record.get(old, "") if old else "" for new, old in self.key_map.items()}
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """Writes new records by templates over the old ones' keys.
+
+    `Fields({"inputs": "translate English to German: {en}", "targets": "{de}"})`.
+    """
+
+    templates: Mapping[str, str]
+
+    def __call__(self, record: Record) -> Record:
+        return {key: template.format_map(record) for key, template in self.templates.items()}
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Strip:
+    """Takes white space off both ends of the strings under `keys` (None: of all strings)."""
+
+    keys: Sequence[str] | None = None
+
+    def __call__(self, record: Record) -> Record:
+        keys = [k for k, v in record.items() if isinstance(v, str)]
+        keys = keys if self.keys is None else self.keys
+        return {**record, **{key: record[key].strip() for key in keys}}
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """Keeps the records whose string under `key` passes every test.
+
+    min_characters, max_characters: its length. matching, without: a regular expression that is
+    found somewhere in it, or nowhere.
+    """
+
+    key: str = "text"
+    min_characters: int = 0
+    max_characters: int | None = None
+    matching: str | None = None
+    without: str | None = None
+
+    def __post_init__(self):
+        for name in ("matching", "without"):
+            try:
+                re.compile(getattr(self, name) or "")
+            except re.error as error:
+                raise UserError(
+                    f"Filter.{name} is {getattr(self, name)!r}, no regular expression: {error}"
+                ) from error
+
+    def __call__(self, record: Record) -> Record | None:
+        text = record[self.key]
+        too_long = self.max_characters is not None and len(text) > self.max_characters
+        if len(text) < self.min_characters or too_long:
+            return None
+        if self.matching is not None and not re.search(self.matching, text):
+            return None
+        return None if self.without is not None and re.search(self.without, text) else record
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Concatenate:
+    """Joins the strings under `keys`, empty ones left out, into a new one under `into`."""
+
+    keys: Sequence[str]
+    into: str = "text"
+    separator: str = "\n"
+
+    def __call__(self, record: Record) -> Record:
+        return {**record, self.into: self.separator.join(filter(None, map(record.get, self.keys)))}
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Truncate:
+    """Cuts the string under `key` to `length`: characters, or tokens of a vocabulary.
+
+    side: which end is cut, "right" or "left". (A task cuts features that are too long at the
+    right by itself; a prompt whose end matters is cut at the left, by tokens.)
+    vocabulary: the task's, if `length` counts tokens. It must be lossless, as the tokens that are
+    left are decoded.
+    """
+
+    key: str
+    length: int
+    side: str = "right"
+    vocabulary: Vocabulary | None = None
+
+    def __post_init__(self):
+        if self.side not in ("left", "right"):
+            raise UserError(
+                f"Truncate.side is {self.side!r}, expected left or right."
+                + did_you_mean(self.side, ("left", "right"))
+            )
+        if self.length < 1:
+            raise UserError(f"Truncate.length is {self.length}, expected 1 or more")
+
+    def __call__(self, record: Record) -> Record:
+        text = record[self.key]
+        cut = slice(-self.length, None) if self.side == "left" else slice(self.length)
+        if self.vocabulary is None:
+            return {**record, self.key: text[cut]}
+        ids = self.vocabulary.encode(text)
+        if len(ids) <= self.length:
+            return record
+        return {**record, self.key: self.vocabulary.decode(ids[cut])}
+
+    def __repr__(self) -> str:  # what a task's fingerprint is made of: no paths in it
+        unit = "characters" if self.vocabulary is None else self.vocabulary.fingerprint
+        return f"Truncate({self.key!r}, {self.length}, {self.side!r}, {unit})"
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+    """Puts solved examples in front of the string under `key`.
+
+    shots: records to choose from: a list or a source.
+    count: how many; None: all, in their order. Which, and in what order, follows from `seed` and
+      the record. The record itself is never one of its shots.
+    shot: template of an example. query: of the record, behind them.
+    """
+
+    shots: Sequence[Record] | Source
+    count: int | None = None
+    seed: int = 0
+    shot: str = "{inputs}\n{targets}"
+    query: str = "{inputs}\n"
+    separator: str = "\n\n"
+    key: str = "inputs"
+
+    def __post_init__(self):
+        if len(self.shots) < (self.count or 0):
+            raise UserError(f"FewShot.count is {self.count}, but there are {len(self.shots)} shots")
+
+    def __call__(self, record: Record) -> Record:
+        parts = [self.shot.format_map(shot) for shot in self._chosen(record)]
+        parts.append(self.query.format_map(record))
+        return {**record, self.key: self.separator.join(parts)}
+
+    def _chosen(self, record: Record) -> list[Record]:
+        if self.count is None:
+            return [self.shots[i] for i in range(len(self.shots)) if self.shots[i] != record]
+        rng = np.random.default_rng((self.seed, hash64(repr(sorted(record.items())).encode())))
+        chosen: dict[int, Record] = {}
+        tried: set[int] = set()
+        while len(chosen) < self.count and len(tried) < len(self.shots):
+            tried.add(i := int(rng.random() * len(self.shots)))
+            if i not in chosen and self.shots[i] != record:
+                chosen[i] = self.shots[i]
+        return list(chosen.values())
+
+    def __repr__(self) -> str:
+        shots = self.shots.fingerprint if isinstance(self.shots, Source) else digest(*self.shots)
+        settings = (self.count, self.seed, self.shot, self.query, self.separator, self.key)
+        return f"FewShot({shots}, {', '.join(map(repr, settings))})"
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Cuts the string under `key` into chunks of `length` characters; for `FlatMap`.
+
+    overlap: characters that a chunk shares with the one before. Returns one record a chunk, the
+    last may be shorter; other keys are copied.
+    """
+
+    length: int
+    overlap: int = 0
+    key: str = "text"
+
+    def __post_init__(self):
+        if not 0 <= self.overlap < self.length:
+            raise UserError(
+                f"Chunk.length is {self.length} and overlap {self.overlap}: expected an overlap of "
+                "0 or more and below the length"
+            )
+
+    def __call__(self, record: Record) -> list[Record]:
+        text = record[self.key]
+        ends = max(len(text) - self.overlap, 1)
+        starts = range(0, ends, self.length - self.overlap)
+        return [{**record, self.key: text[i : i + self.length]} for i in starts]
+
+
+@gin.configurable(module="t5x_lite")
+class FlatMap(Source):
+    """A source of all records that `function` makes, a list of them, of each record of `source`.
+
+    On first use every record is read once, to count. Splits are the source's, so that what comes
+    from one record stays on one side.
+    """
+
+    def __init__(self, source: Source, function: Callable[[Record], Sequence[Record]]):
+        self.source, self.function = source, function
+        self.splits, self.num_files = source.splits, source.num_files
+        self._ends: np.ndarray | None = None
+
+    @property
+    def ends(self) -> np.ndarray:
+        """int64 [records of the source]: how many records there are up to and with each."""
+        if self._ends is None:
+            counts = [len(self.function(record)) for record in self.source]
+            self._ends = np.cumsum(np.array(counts, np.int64))
+        return self._ends
+
+    @property
+    def num_bytes(self) -> int:
+        return self.source.num_bytes
+
+    @property
+    def fingerprint(self) -> str:
+        name = getattr(self.function, "__qualname__", None) or repr(self.function)
+        return digest(self.source.fingerprint, name)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        i = int(np.searchsorted(self.ends, index, "right"))
+        before = int(self.ends[i - 1]) if i else 0
+        return self.function(self.source[i])[index - before]
+
+    def _split(self, name: str) -> Source:
+        return FlatMap(self.source.split(name), self.function)

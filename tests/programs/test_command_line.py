@@ -1,0 +1,215 @@
+"""The commands as a user types them: a run from text files to predictions, and every mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+
+from t5x_lite import cli, config
+
+GIN = """
+include "runs/base.gin"
+include "models/t5_1_1_tiny.gin"
+include "optimizers/adamw.gin"
+TASK = @Task()
+Task.name = "sentences"
+Task.source = @TextFiles()
+TextFiles.files = %TEXT
+TextFiles.held_out = 0.2
+Task.objective = @SpanCorruption()
+Task.vocabulary = @ByteVocabulary()
+TransformerConfig.vocab_size = 384
+LENGTHS = {"inputs": 64, "targets": 16}
+BATCH_SIZE = 8
+TOTAL_STEPS = 4
+PEAK_RATE = 0.003
+WARMUP_STEPS = 1
+train.eval_batch_count = 1
+train.log_period = 2
+train.num_samples = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a text file and a gin file, in which a run was made."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "text.txt").write_text("\n".join(d["text"] for d in tiny.documents()))
+    (folder / "tiny.gin").write_text(GIN)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with config.fresh():
+        yield
+
+
+def command(verb: str, *flags: str) -> list[str]:
+    bindings = ["--gin.MODEL_DIR='run'", "--gin.TEXT='text.txt'"]
+    return [verb, "--gin_file=tiny.gin", *bindings, *flags]
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """The run's folder, trained by the command."""
+    with config.fresh(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(command("train")) == 0
+    return folder / "run"
+
+
+def test_a_second_start_says_that_the_run_is_finished(run, capsys):
+    assert cli.main(command("train")) == 0
+    out = capsys.readouterr().out
+    assert "run is finished: step 4 of 4" in out
+    assert "unigram entropy" in out and "bits per byte" in out and "checkpoints/4" in out
+
+
+def test_eval_prints_a_line_for_each_checkpoint_and_keeps_the_results(run, capsys):
+    assert cli.main(["eval", "--gin_file=run/config.gin", "--checkpoint=all"]) == 0
+    out = capsys.readouterr().out
+    assert "checkpoints/4: loss " in out and '"prediction"' in out
+    [line] = (run / "eval.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 4
+
+
+def test_infer_from_prompts_text_and_json_lines(run, folder, capsys):
+    base = ["infer", "--gin_file=run/config.gin"]
+    assert cli.main([*base, "--prompt=the <extra_id_0> fox", "--prompt=over"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["input"] for line in lines] == ["the <extra_id_0> fox", "over"]
+    assert all(isinstance(line["prediction"], str) and line["score"] <= 0 for line in lines)
+
+    (folder / "in.jsonl").write_text('{"input": "the", "target": "fox", "id": 7}\n{"input": "a"}\n')
+    assert cli.main([*base, "--input=in.jsonl", "--output=out.jsonl"]) == 0
+    first, second = map(json.loads, (folder / "out.jsonl").read_text().splitlines())
+    assert first["id"] == 7 and first["target_log_likelihood"] < 0
+    assert "target_log_likelihood" not in second
+    assert cli.main([*base, "--input=in.jsonl", "--output=out.jsonl"]) == 2
+    assert "exists already; give --overwrite" in capsys.readouterr().err
+
+
+def test_beam_search_and_sampling_from_gin(run, capsys):
+    base = ["infer", "--gin_file=run/config.gin", "--prompt=the dog"]
+    beams = ["--gin.infer.method=@BeamSearch()", "--gin.BeamSearch.beams=3"]
+    assert cli.main([*base, *beams]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    scores = [p["score"] for p in json.loads(line)["predictions"]]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    sampling = ["--gin.infer.method=@Sample()", "--gin.Sample.top_k=5"]
+    assert cli.main([*base, *sampling]) == 0
+
+
+def test_dry_run_prints_everything_and_writes_nothing(folder, capsys):
+    assert cli.main(command("train", "--dry_run", "--gin.MODEL_DIR='never'")) == 0
+    out = capsys.readouterr().out
+    assert "train.batch_size = %BATCH_SIZE" in out
+    assert "encoder/layers/attention/query/kernel" in out and "embed, joined_kv" in out
+    assert "model FLOPs per step" in out
+    assert not (folder / "never").exists()
+
+
+MISTAKES = {
+    "unknown parameter": (["--gin.train.totel_steps=3"], "total_steps"),
+    "unknown configurable": (["--gin.TransformerConfg.embed_dim=3"], "TransformerConfig"),
+    "unknown macro": (["--gin.BATCH_SIZ=3"], "BATCH_SIZE"),
+    "missing gin file": (["--gin_file=recipes/quickstat.gin"], "recipes/quickstart.gin"),
+    "missing text": (["--gin.TEXT='no/such/*.txt'"], "no/such/*.txt"),
+    "empty corpus": (["--gin.TEXT='empty.txt'"], "split of its TextFiles holds no documents"),
+    "small model vocabulary": (
+        ["--gin.TransformerConfig.vocab_size=128"],
+        "has 384 ids, the model only 128",
+    ),
+    "targets too short": (["--gin.LENGTHS={'inputs': 64, 'targets': 4}"], "targets"),
+    "missing length": (["--gin.LENGTHS={'inputs': 64}"], "no 'targets'"),
+    "batch and mesh": (["--gin.BATCH_SIZE=12"], "batch of 12 rows can't be split over 8 devices"),
+    "heads and tensor": (
+        ["--gin.MeshConfig.tensor=8", "--gin.TransformerConfig.num_heads=4"],
+        "num_heads = 4 can't be split over tensor = 8",
+    ),
+    "mesh and devices": (["--gin.MeshConfig.data=3"], "needs 3 devices, found 8"),
+    "another run": (["--gin.SEED=1"], "holds another run: seed was 0, now 1"),
+    "micro-batches": (["--gin.train.num_microbatches=3"], "3 micro-batches over 8 devices"),
+    "objective and architecture": (
+        ["--gin.Task.objective=@CausalLM()"],
+        "an encoder_decoder needs inputs",
+    ),
+    "initial checkpoint": (
+        ["--gin.train.initial_checkpoint='elsewhere'", "--gin.MODEL_DIR='new'"],
+        "elsewhere",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_with_its_fix(name, run, folder, capsys):
+    (folder / "empty.txt").write_text("")
+    flags, words = MISTAKES[name]
+    assert cli.main(command("train", "--gin.TOTAL_STEPS=5", *flags)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert words in error
+    assert not (run / "checkpoints" / "5").exists()
+
+
+def start(*flags: str) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "t5x_lite", *command("train", *flags)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_and_continues(number, folder):
+    name = f"interrupted_{number.name}"
+    flags = [f"--gin.MODEL_DIR='{name}'", "--gin.TOTAL_STEPS=100000", "--gin.train.log_period=1"]
+    process = start(*flags)
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("step 3/"):
+            process.send_signal(number)
+            break
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, "".join(output) + rest
+    assert f"{number.name}: saved step" in rest
+    [saved] = os.listdir(folder / name / "checkpoints")
+    assert int(saved) >= 3
+    assert cli.main(command("train", f"--gin.MODEL_DIR='{name}'", "--gin.TOTAL_STEPS=100000",
+                            "--dry_run")) == 0  # fmt: skip
+    total = int(saved) + 1
+    losses = tiny.logged(folder / name)
+    # The schedule's length is part of the configuration, so it is kept while the run is extended.
+    keep = ["--gin.cosine.total_steps=100000", f"--gin.train.total_steps={total}"]
+    assert cli.main(command("train", f"--gin.MODEL_DIR='{name}'", *keep)) == 0
+    assert tiny.logged(folder / name).keys() == {*losses, total}
+
+
+def test_killed_outright_it_continues_from_the_last_checkpoint(folder):
+    flags = ["--gin.MODEL_DIR='killed'", "--gin.train.log_period=1"]
+    flags += ["--gin.train.checkpoint=@CheckpointConfig()", "--gin.CheckpointConfig.period=2"]
+    process = start(*flags, "--gin.TOTAL_STEPS=100000")
+    deadline = time.monotonic() + 120
+    while not any((folder / "killed" / "checkpoints" / str(s)).exists() for s in (2, 4, 6)):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    from t5x_lite.training.checkpoints import Checkpoints
+
+    latest = Checkpoints(folder / "killed").latest_step()
+    assert latest and latest % 2 == 0
+    keep = ["--gin.cosine.total_steps=100000", f"--gin.train.total_steps={latest + 2}"]
+    assert cli.main(command("train", *flags, *keep)) == 0
+    assert sorted(tiny.logged(folder / "killed")) == list(range(1, latest + 3))

@@ -1,0 +1,96 @@
+"""Every gin file that is shipped: it parses, builds, and its training step lowers."""
+
+import jax
+import pytest
+
+import t5x_lite as tl
+from t5x_lite import config
+from t5x_lite.models import Model
+from t5x_lite.programs.train import train
+
+SHIPPED = config.gin_files_under(config.shipped_gin_configs())
+MODELS = [name for name in SHIPPED if name.startswith("models/")]
+RECIPES = [name for name in SHIPPED if name.startswith("recipes/")]
+FAMILIES = {"models/t5_1_0.gin", "models/t5_1_1.gin", "models/lm.gin"}  # sizes include these
+
+PARAMETERS = {
+    "models/t5_1_1_tiny.gin": 518_240,
+    "models/t5_1_1_small.gin": 76_961_152,
+    "models/t5_1_1_base.gin": 247_577_856,
+    "models/t5_1_1_large.gin": 783_150_080,
+    "models/t5_1_1_xl.gin": 2_849_757_184,
+    "models/t5_1_1_xxl.gin": 11_135_332_352,
+    # T5 1.0: as published on the Hugging Face hub (t5-small, ..., t5-11b).
+    "models/t5_1_0_small.gin": 60_506_624,
+    "models/t5_1_0_base.gin": 222_903_552,
+    "models/t5_1_0_large.gin": 737_668_096,
+    "models/t5_1_0_3b.gin": 2_851_598_336,
+    "models/t5_1_0_11b.gin": 11_307_321_344,
+    # LM: V d + d + L (4 d^2 + 3 d f + 2 d), and V d more where untied.
+    "models/lm_125m.gin": 109_628_160,
+    "models/lm_350m.gin": 341_230_592,
+    "models/lm_1_3b.gin": 1_280_149_504,
+    "models/lm_7b.gin": 6_739_464_192,
+}
+
+
+def model_of(name: str) -> Model:
+    config.parse([name], ["MODEL_DIR='x'", "train.model=%MODEL", "train.model_dir=%MODEL_DIR"])
+    return Model(config.evaluate("train.model"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_config():
+    config.register_all()
+    with config.fresh():
+        yield
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in FAMILIES])
+def test_models_have_their_published_size(name):
+    shapes = model_of(name).abstract_params()
+    count = sum(x.size for x in jax.tree.leaves(shapes))
+    if name in PARAMETERS:
+        assert count == PARAMETERS[name]
+    else:
+        assert "tiny" in name and count < 2_000_000
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_parse_build_and_lower_on_eight_devices(name, tmp_path, capsys):
+    """The vocabulary is a stand-in: its file is the user's."""
+    bindings = [
+        f"MODEL_DIR='{tmp_path}/run'",
+        "Task.vocabulary=@ByteVocabulary()",
+        "MeshConfig.data=2",
+        "MeshConfig.fsdp=4",
+    ]
+    for macro in ("VOCABULARY_FILE", "TFDS_DATA_DIR"):
+        if f"%{macro}" in _all_text(name):
+            bindings.append(f"{macro}='nowhere'")
+    config.parse([name], bindings)
+    numbers = train(dry_run=True)
+    printed = capsys.readouterr().out
+    assert "token_embedder/embedding" in printed and "train.batch_size" in printed
+    assert "mesh data=2 x fsdp=4" in numbers["devices"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_begins_with_what_to_expect(name):
+    header = (config.shipped_gin_configs() / name).read_text().split("include")[0]
+    for word in ("# Paper:", "# Command:", "# Hardware:", "# Expected:"):
+        assert word in header
+
+
+def _all_text(name: str) -> str:
+    text = (config.shipped_gin_configs() / name).read_text()
+    for line in text.splitlines():
+        if line.startswith("include"):
+            text += _all_text(line.split('"')[1])
+    return text
+
+
+def test_the_library_names_exist():
+    for name in tl.__all__:
+        assert getattr(tl, name) is not None
