@@ -65,6 +65,23 @@ _VOCAB: tuple[Flag, ...] = (
     ("--user_symbol", dict(action="append", default=[], metavar="TEXT",
      help="a string that is always one piece, such as [NLU]; may be repeated")),
 )  # fmt: skip
+_DATA: tuple[Flag, ...] = (
+    ("what", dict(nargs="*",
+     help="a gin file to show the data of; or: build NAME, to prepare a TFDS dataset; or: cache, "
+          "to write the token ids of --gin_file")),
+    ("--html", dict(metavar="FILE", help="show it as a page of its own, too")),
+    ("--records", dict(type=int, default=3, metavar="N",
+     help="how many records of each task to show (default: 3)")),
+    ("--data_dir", dict(metavar="FOLDER", help="build: where TFDS keeps its datasets")),
+    ("--file_format", dict(default="array_record", metavar="FORMAT",
+     help="build: array_record, the one format that is written right without TensorFlow")),
+    ("--cache_dir", dict(metavar="FOLDER",
+     help="cache: where to write; each task gets a folder of its name in it")),
+    ("--shards", dict(type=int, metavar="N",
+     help="cache: files for the training split (default: one for 256 MB of text)")),
+    ("--num_workers", dict(type=int, default=0, metavar="N",
+     help="cache: processes (default: 0, this one only)")),
+)  # fmt: skip
 _DOCTOR: tuple[Flag, ...] = (
     ("--json", dict(action="store_true", help="print one JSON object")),
 )  # fmt: skip
@@ -108,6 +125,12 @@ VERBS = {
         "train a SentencePiece vocabulary on your text",
         "t5x_lite vocab --input='texts/*.txt' --size=8000 --output=my.model",
         _VOCAB,
+    ),
+    "data": Verb(
+        "t5x_lite.programs.data",
+        "show a task's data, stage by stage; build TFDS datasets; cache token ids",
+        "t5x_lite data recipes/quickstart.gin --html=data.html",
+        _DATA,
     ),
     "doctor": Verb(
         "t5x_lite.programs.doctor",

@@ -27,10 +27,12 @@ from t5x_lite.errors import UserError
 CONFIGURABLE_MODULES = (
     "t5x_lite.data.sources",
     "t5x_lite.data.vocabulary",
+    "t5x_lite.data.trained_vocabulary",
     "t5x_lite.data.huggingface",
     "t5x_lite.data.objectives",
     "t5x_lite.data.preprocessors",
     "t5x_lite.data.tasks",
+    "t5x_lite.data.loader",
     "t5x_lite.models",
     "t5x_lite.parallel.mesh",
     "t5x_lite.training.schedules",

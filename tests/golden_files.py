@@ -1,10 +1,24 @@
-"""Reading the golden files, for tests."""
+"""Reading the golden files, and the model that they are about."""
 
 from pathlib import Path
 
 import numpy as np
 
+from t5x_lite.models import Model, TransformerConfig, stack_layers
+
 FOLDER = Path(__file__).parent / "golden"
+
+# The parameters in tiny_params.npz are this model's, unrolled.
+TINY = TransformerConfig(
+    vocab_size=128,
+    embed_dim=32,
+    num_heads=4,
+    head_dim=8,
+    mlp_dim=64,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    dtype="float32",
+)
 
 
 def load(name: str) -> dict[str, np.ndarray]:
@@ -23,3 +37,8 @@ def tree(arrays: dict[str, np.ndarray], prefix: str = "") -> dict:
                 node = node.setdefault(parent, {})
             node[last] = value
     return root
+
+
+def tiny_model() -> tuple[Model, dict]:
+    """The golden model, scanned, and its parameters."""
+    return Model(TINY), stack_layers(tree(load("tiny_params.npz")))

@@ -76,6 +76,8 @@ def test_verbs_and_flags_are_these():
                   *PROCESS_FLAGS, *GIN_FLAGS],
         "vocab": ["--input", "--output", "--size", "--model_type", "--extra_ids",
                   "--max_bytes", "--user_symbol", *GIN_FLAGS],
+        "data": ["--html", "--records", "--data_dir", "--file_format", "--cache_dir", "--shards",
+                 "--num_workers", *GIN_FLAGS],
         "doctor": ["--json"],
     }  # fmt: skip
 
@@ -83,10 +85,11 @@ def test_verbs_and_flags_are_these():
 def test_library_names_are_these():
     assert sorted(t5x_lite.__all__) == [
         "Adafactor", "AdamW", "BatchLoader", "ByteVocabulary", "CausalLM", "InMemory", "Lion",
-        "Mixture", "Model", "Muon", "PrefixLM", "PythonLibrary", "SentencePieceVocabulary",
-        "SpanCorruption", "Task", "TextFiles", "TextToText", "Tfds", "TrainState",
-        "TransformerConfig", "UserError", "__version__", "eval_batches", "make_eval_step",
-        "make_mesh", "make_train_step", "train_sentencepiece",
+        "Loss", "MeshConfig", "Mixture", "Model", "Muon", "PrefixLM", "PythonLibrary",
+        "SentencePieceVocabulary", "SpanCorruption", "Task", "TextFiles", "TextToText", "Tfds",
+        "TrainState", "TransformerConfig", "UserError", "__version__", "abstract_state", "cosine",
+        "eval_batches", "generate", "init_state", "make_eval_step", "make_mesh", "make_train_step",
+        "set_up", "train_sentencepiece", "use_mesh",
     ]  # fmt: skip
 
 
@@ -170,7 +173,7 @@ def test_the_command_alone_shows_the_verbs(capsys):
     "command, message",
     [
         ("trian", "unknown verb 'trian'. Did you mean 'train'?"),
-        ("xyz", "Known: train, eval, infer, vocab, doctor."),
+        ("xyz", "Known: train, eval, infer, vocab, data, doctor."),
         ("--gin_file=x train", "the verb comes first: t5x_lite train|"),
         ("train --dryrun", "train has no argument '--dryrun'. Did you mean '--dry_run'?"),
         ("train --gin_flie=a.gin", "Did you mean '--gin_file'?"),

@@ -65,7 +65,7 @@ def test_recipes_parse_build_and_lower_on_eight_devices(name, tmp_path, capsys):
         "MeshConfig.data=2",
         "MeshConfig.fsdp=4",
     ]
-    for macro in ("VOCABULARY_FILE", "TFDS_DATA_DIR"):
+    for macro in ("VOCABULARY_FILE", "TFDS_DATA_DIR", "TEXT"):
         if f"%{macro}" in _all_text(name):
             bindings.append(f"{macro}='nowhere'")
     config.parse([name], bindings)

@@ -14,20 +14,16 @@ from t5x_lite.data.files import (
     MEMORY_BYTES,
     BadRecords,
     Bytes,
-    cache_folder,
+    cached_arrays,
     find_files,
     local_copy,
     open_bytes,
-    written_whole,
+    version_of,
 )
 from t5x_lite.data.source import HashSplit, Index, Record, digest
 from t5x_lite.errors import UserError, did_you_mean
 
 Keys = str | Mapping[str, str] | None
-
-# The index of a larger corpus is kept in the cache folder.
-_INDEX_BYTES = 64 << 20
-
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -141,17 +137,9 @@ class FileSource(HashSplit):
     @functools.cached_property
     def _records(self) -> dict[str, np.ndarray]:
         """files int32 [N], and the columns of `Found`."""
-        if sum(self._file_sizes) < _INDEX_BYTES:
-            return self._scan_all()
-        stats = [os.stat(local_copy(path)) for path in self.paths]
-        key = digest(self.options(), *((s.st_size, s.st_mtime_ns) for s in stats), *self.paths)
-        path = cache_folder("indices") / f"{key}.npz"
-        if not path.exists():
-            records = self._scan_all()
-            with written_whole(path) as temporary, open(temporary, "wb") as f:
-                np.savez(f, **records)
-        with np.load(path) as arrays:
-            return dict(arrays)
+        versions = (version_of(local_copy(path)) for path in self.paths)
+        key = digest(self.options(), *versions, *self.paths)
+        return cached_arrays(key, sum(self._file_sizes), self._scan_all)
 
     def _scan_all(self) -> dict[str, np.ndarray]:
         bad = BadRecords(self.max_bad_records)

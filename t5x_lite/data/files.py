@@ -8,12 +8,14 @@ import contextlib
 import logging
 import mmap
 import os
-import tempfile
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from glob import glob
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from t5x_lite.data.source import digest
 from t5x_lite.errors import UserError, did_you_mean
@@ -22,6 +24,7 @@ Bytes = bytes | mmap.mmap
 
 # Compressed files of a source are unpacked in memory up to this size, compressed; then on disk.
 MEMORY_BYTES = 128 << 20
+INDEX_BYTES = 64 << 20  # the index of larger data is kept in the cache folder
 _CHUNK = 1 << 20
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -64,14 +67,35 @@ def cache_folder(*parts: str) -> Path:
 def written_whole(path: str | os.PathLike) -> Iterator[str]:
     """A name to write to; it becomes `path` at the end, and goes away if that isn't reached."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    temporary = str(path.with_name(f".{path.name}.{uuid.uuid4().hex}"))
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+def cached_arrays(
+    key: str, size: int, make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """What `make` gives, kept in the cache folder under `key` if it was made of a large `size`."""
+    if size < INDEX_BYTES:
+        return make()
+    path = cache_folder("indices") / f"{key}.npz"
+    if not path.exists():
+        arrays = make()
+        with written_whole(path) as temporary, open(temporary, "wb") as f:
+            np.savez(f, **arrays)
+        return arrays
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def version_of(path: str) -> str:
+    """A digest that changes when a local file is moved or written again; cheap."""
+    stat = os.stat(path)
+    return digest(os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
 
 
 def is_url(path: str) -> bool:
@@ -173,9 +197,7 @@ def open_bytes(path: str, in_memory: bool, bad: BadRecords | None = None) -> Byt
         chunks: list[bytes] = []
         _unpack(local, path, kind, chunks.append, bad)
         return b"".join(chunks)
-    stat = os.stat(local)
-    name = digest(os.path.abspath(local), stat.st_size, stat.st_mtime_ns)
-    unpacked = cache_folder("unpacked") / name
+    unpacked = cache_folder("unpacked") / version_of(local)
     # Told of again at each scan: an unpacked copy doesn't say that its original is torn.
     if bad is not None or not unpacked.exists():
         with written_whole(unpacked) as temporary, open(temporary, "wb") as f:

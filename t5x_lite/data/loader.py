@@ -8,7 +8,9 @@ import functools
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import gin
 import numpy as np
 
 from t5x_lite.data.features import (
@@ -22,6 +24,7 @@ from t5x_lite.data.prefetch import Prefetch, prefetch
 from t5x_lite.data.source import digest
 from t5x_lite.data.streams import TaskChooser, TaskReader, Tokens
 from t5x_lite.data.tasks import Mixture, Task
+from t5x_lite.data.workers import Workers
 from t5x_lite.errors import UserError
 
 __all__ = ["Batch", "BatchLoader", "Prefetch", "eval_batches", "prefetch"]
@@ -37,6 +40,7 @@ class Batch:
     position: np.ndarray
 
 
+@gin.configurable(module="t5x_lite", allowlist=["num_workers"])
 class BatchLoader(Iterator[Batch]):
     """Endless training batches: the rows `rows` of global batches, a function of seed and step.
 
@@ -50,6 +54,8 @@ class BatchLoader(Iterator[Batch]):
         "best_fit" or, for language models, "concat" (packing.py).
       rows: the rows that this host feeds, by default all: range(0, batch_size).
       split: of the source.
+      num_workers: processes that make the rows between them; 0: this one does. Batches are the same
+        for any number. `close` ends them; they end with this process too.
 
     `position` int64 [rows, K] is all its state; rows of it may go to any host's `restore`.
 
@@ -69,7 +75,10 @@ class BatchLoader(Iterator[Batch]):
         pack: bool | str = True,
         rows: Sequence[int] | None = None,
         split: str = "train",
+        num_workers: int = 0,
     ):
+        if num_workers < 0:
+            raise UserError(f"BatchLoader.num_workers is {num_workers}; use 0 or more.")
         self.rows = _check_rows(rows, batch_size)
         self.feature_lengths, lengths = _lengths(task, lengths, architecture, pack)
         self._architecture, self._pack = architecture, bool(pack)
@@ -88,6 +97,13 @@ class BatchLoader(Iterator[Batch]):
             row_stream(pack, readers, chooser, row, batch_size, architecture) for row in self.rows
         ]
         self._position = self._gather_position()
+        self._workers = None
+        if num_workers:
+            arguments = dict(
+                lengths=lengths, batch_size=batch_size, seed=seed, architecture=architecture,
+                pack=pack, split=split,
+            )  # fmt: skip
+            self._workers = Workers(_Part(task, arguments), self.rows, num_workers)
 
     @property
     def position(self) -> np.ndarray:
@@ -119,6 +135,13 @@ class BatchLoader(Iterator[Batch]):
         for stream, row_position in zip(self._streams, position.astype(np.int64), strict=True):
             stream.restore(row_position)
         self._position = self._gather_position()
+        if self._workers is not None:
+            self._workers.restore(self._position)
+
+    def close(self) -> None:
+        """Ends the worker processes; the next batch starts them again, where it left off."""
+        if self._workers is not None:
+            self._workers.close()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -126,6 +149,9 @@ class BatchLoader(Iterator[Batch]):
         return digest(*self._identity, self._task.fingerprint)
 
     def __next__(self) -> Batch:
+        if self._workers is not None:
+            features, self._position = self._workers.next(self._position)
+            return Batch(features, self.position)
         try:
             rows = [stream.next_row() for stream in self._streams]
         except BaseException:
@@ -138,6 +164,17 @@ class BatchLoader(Iterator[Batch]):
         features = model_features(_stack(rows), self._architecture, self._pack)
         assert {k: v.shape[1] for k, v in features.items()} == self.feature_lengths
         return features
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Makes the loader of a worker."""
+
+    task: Task | Mixture
+    arguments: dict[str, Any]
+
+    def __call__(self, rows: Sequence[int]) -> BatchLoader:
+        return BatchLoader(self.task, **self.arguments, rows=rows, num_workers=0)
 
 
 def eval_batches(

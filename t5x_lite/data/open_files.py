@@ -44,22 +44,40 @@ def open_files(
     keys: {record key: field}, or the field that holds the text. Not for text files.
     document, max_document_bytes: of text files; see `TextFiles`.
 
-    Within a process, equal arguments give the same source, which is scanned once.
-    Raises UserError if there are no files, or of several kinds.
+    Within a process, equal arguments give the same source, which is scanned once. If there are no
+    files, or of several kinds, using the source raises UserError: a trained model can be used where
+    its text isn't.
     """
-    files, validation_files = _normal(files), _normal(validation_files)
     frozen_keys = tuple(sorted(keys.items())) if isinstance(keys, Mapping) else keys
-    return _open(
-        *(files, frozen_keys, held_out, validation_files),
-        *(document, max_document_bytes, max_bad_records),
-    )
+    try:
+        return _open(
+            *(_find(files), frozen_keys, held_out, _find(validation_files)),
+            *(document, max_document_bytes, max_bad_records),
+        )
+    except UserError as error:
+        return _Unusable(error)
 
 
-def _normal(files: str | Sequence[str] | None) -> tuple[str, ...] | None:
+class _Unusable(Source):
+    """In the place of a source; any use raises its error."""
+
+    def __init__(self, error: UserError):
+        self.error = error
+
+    def __len__(self) -> int:
+        raise self.error
+
+    def split(self, name: str) -> Source:
+        raise self.error
+
+    fingerprint = num_bytes = num_files = property(__len__)
+
+
+def _find(files: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if files is None:
         return None
     given = [files] if isinstance(files, str | os.PathLike) else files
-    return tuple(_all_within(os.path.expanduser(os.fspath(f))) for f in given)
+    return tuple(find_files([_all_within(os.path.expanduser(os.fspath(f))) for f in given]))
 
 
 def _all_within(path: str) -> str:
@@ -67,8 +85,7 @@ def _all_within(path: str) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _open(files, keys, held_out, validation_files, document, max_document_bytes, max_bad) -> Source:
-    paths = find_files(files)
+def _open(paths, keys, held_out, validation_files, document, max_document_bytes, max_bad) -> Source:
     kinds = {path: _kind(path) for path in paths}
     first = kinds[paths[0]]
     for path, kind in kinds.items():

@@ -2,6 +2,7 @@
 
 import collections
 import threading
+import time
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -19,6 +20,11 @@ class Prefetch(Iterator[T]):
 
     def __next__(self) -> T:
         return self._shared.take()
+
+    @property
+    def seconds_waited(self) -> float:
+        """How long `next` has waited for items so far, all together."""
+        return self._shared.waited
 
     def close(self) -> None:
         """Stops the thread, after the item that it is making, and closes the iterator."""
@@ -45,6 +51,7 @@ class _Shared:
         self._items = collections.deque()
         self._end: BaseException | None = None
         self._changed = threading.Condition()
+        self.waited = 0.0
 
     def fill(self) -> None:
         end: BaseException = StopIteration()
@@ -71,7 +78,10 @@ class _Shared:
 
     def take(self):
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._end)
+            if not (self._items or self._end):
+                start = time.perf_counter()
+                self._changed.wait_for(lambda: self._items or self._end)
+                self.waited += time.perf_counter() - start
             if self._items:
                 self._changed.notify_all()
                 return self._items.popleft()

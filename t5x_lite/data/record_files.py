@@ -157,7 +157,7 @@ class ArrayRecords(_Binary):
             bad.add(f"{self.paths[file]} is no array_record file, or a torn one ({reason}).")
             return np.zeros((0, 2), np.int64)
         if not count:
-            bad.add(f"{self.paths[file]} is empty; remove it, or fetch it again.")
+            bad.add(f"{self.paths[file]} is no array_record file, or an empty one; remove it.")
         return np.stack([np.arange(count), np.arange(1, count + 1)], 1)
 
     def raw(self, file: int, spans: np.ndarray) -> Sequence[bytes]:

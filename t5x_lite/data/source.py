@@ -18,10 +18,11 @@ class Source:
 
     `num_bytes` is the size of the text in UTF-8 bytes (of the stored records for TFDS), `num_files`
     how many files hold it, `fingerprint` a hex digest that changes with the content, not with where
-    it lies.
+    it lies. Records of a `tokenized` source hold int32 [tokens] arrays in the place of text.
     """
 
     splits: tuple[str, ...] = ("train", "validation")
+    tokenized = False
     num_files: int = 0
     num_bytes: int = 0
     fingerprint: str = ""

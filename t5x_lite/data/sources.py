@@ -160,7 +160,8 @@ class FromFunction(Source):
             raise UserError(f"held_out is {held_out}; it must be a share of records in [0, 1).")
         if length is not None and length < 0:
             raise UserError(f"FromFunction.length is {length}; use 0 or more.")
-        self.function, self.length, self.held_out, self.version = function, length, held_out, version
+        self.function, self.length = function, length
+        self.held_out, self.version = held_out, version
 
     @functools.cached_property
     def _all(self) -> list[Record]:

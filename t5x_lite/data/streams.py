@@ -20,6 +20,7 @@ import numpy as np
 
 from t5x_lite.data.features import NextFitPacker, Row, pad_example
 from t5x_lite.data.objectives import split_documents
+from t5x_lite.data.randomness import generator_at
 from t5x_lite.data.source import hash64
 from t5x_lite.data.tasks import Task
 from t5x_lite.errors import UserError
@@ -36,6 +37,8 @@ class TaskReader:
 
     def __init__(self, task: Task, split: str, seed: int, lengths: Mapping[str, int]):
         self.task, self.lengths = task, lengths
+        if task.source.tokenized:
+            task.source.check(task)
         self.records = task.source.split(split)
         self.segment_length = task.objective.segment_length(lengths)
         self._key = f"{seed}/{task.name}"
@@ -50,22 +53,26 @@ class TaskReader:
 
     def document(self, draw: int) -> Tokens:
         """Tokens of the draw-th document: an array, or a dict where a record is an example."""
+        return self._tokens(self.index(draw), draw)
+
+    def index(self, draw: int) -> int:
+        """Which record the draw-th document is."""
         epoch, index = divmod(draw, len(self.records))
         seed = hash64(f"{self._key}/{epoch}".encode())
-        return self._tokens(shuffled(index, len(self.records), seed), draw)
+        return shuffled(index, len(self.records), seed)
 
     def _tokens(self, index: int, draw: int) -> Tokens:
         if self.segment_length is None:
             return self.task.fields(self.records, index)
         tokens = self.task.document(self.records, index)
         if self._change_document is not None and len(tokens):
-            rng = np.random.default_rng((self._document_rng_key, draw))
+            rng = generator_at(self._document_rng_key, draw)
             return self._change_document(tokens, rng, self.task.vocabulary)
         return tokens
 
     def example(self, tokens: Tokens, draw: int, offset: int) -> dict[str, np.ndarray]:
         """The example of a segment that starts at token `offset` of the draw-th document."""
-        rng = np.random.default_rng((self._rng_key, draw, offset))
+        rng = generator_at(self._rng_key, draw, offset)
         return self.task.example(tokens, rng, self.lengths)
 
     @functools.cached_property
@@ -182,7 +189,7 @@ class RowStream:
             self._used[task] += len(pieces[-1])
             if self._used[task] == len(document):
                 self._step_over(task)
-        return reader.example(np.concatenate(pieces), *start)
+        return reader.example(pieces[0] if len(pieces) == 1 else np.concatenate(pieces), *start)
 
     def _next_document(self, task: int) -> Tokens:
         """The next document with tokens left; skips those without any."""

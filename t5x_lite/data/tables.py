@@ -13,8 +13,15 @@ import gin
 import numpy as np
 
 from t5x_lite.data.file_source import FileSource, Found, Keys, MissingKey, normal_keys, pick
-from t5x_lite.data.files import MEMORY_BYTES, BadRecords, Bytes, cache_folder, written_whole
-from t5x_lite.data.files import local_copy as local
+from t5x_lite.data.files import (
+    MEMORY_BYTES,
+    BadRecords,
+    Bytes,
+    cache_folder,
+    local_copy,
+    version_of,
+    written_whole,
+)
 from t5x_lite.data.source import Record, digest, hash64
 from t5x_lite.data.text_files import find_documents
 from t5x_lite.errors import UserError
@@ -298,7 +305,7 @@ class Parquet(FileSource):
         return {k: v for k, v in super().__getstate__().items() if k not in ("_tables", "_columns")}
 
     def _types(self, file: int) -> tuple[dict[str, str], int]:
-        parquet = _pyarrow().parquet.ParquetFile(local(self.paths[file]))
+        parquet = _pyarrow().parquet.ParquetFile(local_copy(self.paths[file]))
         schema = parquet.schema_arrow
         types = {name: str(schema.field(name).type) for name in schema.names}
         return types, parquet.metadata.num_rows
@@ -309,13 +316,11 @@ class Parquet(FileSource):
         return self._tables[file]
 
     def _read_table(self, file: int) -> Any:
-        arrow, path = _pyarrow(), local(self.paths[file])
+        arrow, path = _pyarrow(), local_copy(self.paths[file])
         columns = self.keys and sorted({_column(k) for k in self.keys.values()})
         if sum(self._file_sizes) <= MEMORY_BYTES:
             return arrow.parquet.read_table(path, columns=columns, partitioning=None)
-        stat = os.stat(path)
-        name = digest(os.path.abspath(path), stat.st_size, stat.st_mtime_ns, columns)
-        unpacked = cache_folder("unpacked") / f"{name}.arrow"
+        unpacked = cache_folder("unpacked") / f"{digest(version_of(path), columns)}.arrow"
         if not unpacked.exists():
             parquet = arrow.parquet.ParquetFile(path)
             batches = parquet.iter_batches(columns=columns)

@@ -55,9 +55,13 @@ class Task:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of all that decides on its examples, except the code of preprocessors."""
-        steps = [getattr(p, "__qualname__", None) or repr(p) for p in self.preprocessors]
         parts = (self.source.fingerprint, repr(self.objective), self.vocabulary.fingerprint)
-        return digest(self.name, *parts, *steps)
+        return digest(self.name, *parts, *self.steps)
+
+    @property
+    def steps(self) -> list[str]:
+        """The preprocessors by name, as in its fingerprint."""
+        return [getattr(p, "__qualname__", None) or repr(p) for p in self.preprocessors]
 
     def document(self, records: Source, index: int) -> np.ndarray:
         """Tokens of a record's text, int32 [tokens]; none if it is blank or dropped."""
@@ -85,6 +89,8 @@ class Task:
 
     def _record(self, records: Source, index: int) -> Record | None:
         record = records[index]
+        if self.source.tokenized:
+            return record
         for function in self.preprocessors:
             name = getattr(function, "__name__", None) or repr(function)
             found = record
@@ -111,6 +117,8 @@ class Task:
                 f"{key!r}; rename it in the source or with the preprocessor Fields."
                 + did_you_mean(key, record)
             )
+        if self.source.tokenized:
+            return record[key]
         if not isinstance(record[key], str):
             raise UserError(
                 f"Task {self.name!r}: {key!r} of record {index} is "

@@ -9,7 +9,7 @@ from typing import Any
 import gin
 import numpy as np
 
-from t5x_lite.data.files import Bytes, open_bytes
+from t5x_lite.data.files import cached_arrays, local_copy, open_bytes, version_of
 from t5x_lite.data.source import Record, Source, Subset, digest
 from t5x_lite.data.tf_example import TornFile, frame_spans
 from t5x_lite.errors import UserError, did_you_mean
@@ -63,7 +63,7 @@ class Tfds(Source):
 
     @functools.cached_property
     def _builder(self) -> Any:
-        builder = _open(self.name, self.data_dir)
+        builder = open_builder(self.name, self.data_dir)
         where = f"{builder.info.full_name} at {builder.data_path}"
         if not builder.data_path.exists():
             if not self.download:
@@ -192,25 +192,28 @@ class _TfRecordReader:
 
     def __init__(self, instructions: Sequence[Any], features: Any):
         self._features = features
-        self._files = [open_bytes(str(i.filename), in_memory=False) for i in instructions]
-        spans = [
-            _frames(data, str(i.filename))[i.skip :][: i.examples_in_shard if i.take < 0 else i.take]
-            for data, i in zip(self._files, instructions, strict=True)
-        ]
+        paths = [str(i.filename) for i in instructions]
+        # A map holds a file descriptor, so there can't be one for each of thousands of files.
+        self._data = functools.lru_cache(maxsize=64)(lambda i: open_bytes(paths[i], False))
+        spans = []
+        for number, i in enumerate(instructions):
+            found = self._frames(number, paths[number])[i.skip :]
+            spans.append(found[: i.examples_in_shard if i.take < 0 else i.take])
         self._ends = np.cumsum([len(s) for s in spans])
         self._spans = np.concatenate([*spans, np.zeros((0, 2), np.int64)])
 
+    def _frames(self, number: int, path: str) -> np.ndarray:
+        data = self._data(number)
+        key = digest(version_of(local_copy(path)), "frames")
+        try:
+            return cached_arrays(key, len(data), lambda: {"spans": frame_spans(data)})["spans"]
+        except TornFile as e:
+            raise UserError(f"{path} is torn: {e}; fetch it again.") from e
+
     def __getitem__(self, index: int) -> Any:
-        file = int(np.searchsorted(self._ends, index, "right"))
+        data = self._data(int(np.searchsorted(self._ends, index, "right")))
         begin, end = self._spans[index].tolist()
-        return self._features.deserialize_example_np(bytes(self._files[file][begin:end]))
-
-
-def _frames(data: Bytes, path: str) -> np.ndarray:
-    try:
-        return frame_spans(data)
-    except TornFile as e:
-        raise UserError(f"{path} is torn: {e}; fetch it again.") from e
+        return self._features.deserialize_example_np(bytes(data[begin:end]))
 
 
 def _text(value: Any) -> Any:
@@ -231,7 +234,7 @@ def _check_feature(dataset: Tfds, key: str, path: str) -> None:
         node = node[part]
 
 
-def _open(name: str, data_dir: str | None) -> Any:
+def open_builder(name: str, data_dir: str | None) -> Any:
     """The dataset's builder, from its files if they are there, else from its code in TFDS."""
     try:
         import tensorflow_datasets as tfds

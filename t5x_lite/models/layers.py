@@ -223,6 +223,6 @@ class Mlp(nn.Module):
 
 
 def dropout(config: TransformerConfig, train: bool, whole_sequence: bool = True) -> nn.Dropout:
-    """T5's dropout on [B, T, D]: one mask for all positions of a sequence, unless told otherwise."""
+    """T5's dropout on [B, T, D]: one mask for all positions of a sequence, or one for each."""
     dims = (-2,) if whole_sequence else ()
     return nn.Dropout(config.dropout_rate, broadcast_dims=dims, deterministic=not train)

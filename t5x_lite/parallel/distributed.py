@@ -60,6 +60,13 @@ def gather_rows(local: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndar
     return everyone.max(axis=0)
 
 
+def any_process(here: bool) -> bool:
+    """Whether it holds on any process; every process must call it (it is a collective)."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).any())
+
+
 def is_main_process() -> bool:
     """Whether this process writes what is written once."""
     return jax.process_index() == 0

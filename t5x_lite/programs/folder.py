@@ -61,8 +61,8 @@ def claim(model_dir: str, wanted: dict[str, Any]) -> None:
                 f"{model_dir} holds another run: {'; '.join(differences[:3])}. Take another "
                 f"model_dir (train.initial_checkpoint starts from this one's weights)."
             )
-    elif folder.exists() and any(folder.iterdir()):
-        some = ", ".join(sorted(p.name for p in folder.iterdir())[:3])
+    elif others := _others(folder):
+        some = ", ".join(others[:3])
         raise UserError(
             f"{model_dir} exists and is no run's folder (no run.json, but {some}): "
             f"take another model_dir."
@@ -70,6 +70,12 @@ def claim(model_dir: str, wanted: dict[str, Any]) -> None:
     else:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(wanted, indent=1) + "\n")
+
+
+def _others(folder: epath.Path) -> list[str]:
+    """What is in the folder, except the vocabulary, which is trained before anything else."""
+    names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    return [name for name in names if name != "vocabulary.model"]
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:

@@ -74,7 +74,7 @@ def set_up(
     batch_size: int,
     mesh: MeshConfig | None = None,
     *,
-    pack: bool = True,
+    pack: bool | str = True,
     devices: Any = None,
 ) -> Setup:
     """Checks that model, task, lengths, batch and mesh fit each other.

@@ -1,6 +1,7 @@
 """How a checkpoint lies on disk: which folders are one, arrays by name, and reading them."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from t5x_lite.errors import UserError
+from t5x_lite.retry import retry
+from t5x_lite.training import verification
+from t5x_lite.training.verification import Damaged
 
 DESCRIPTION = "data.json"  # the name Orbax gives to JSON
 
@@ -158,15 +162,56 @@ def listed(items: list, limit: int = 3) -> str:
 
 
 def read_description(path: epath.Path) -> dict[str, Any]:
-    """Returns what `Checkpoints.save` recorded in the checkpoint at `path`."""
-    return json.loads((path / "description" / DESCRIPTION).read_text())
+    """Returns what `Checkpoints.save` recorded in the checkpoint at `path`; raises Damaged."""
+    file = path / "description" / DESCRIPTION
+    try:
+        record = json.loads(file.read_text())
+    except PermissionError as error:
+        raise UserError(f"{file} can't be read: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{file} can't be read ({_one_line(error)}).") from error
+    verification.check_seal(record, file)
+    return record
+
+
+def require_sums(
+    description: Mapping[str, Any], prefix: str, named: Mapping[str, Any], path: epath.Path
+) -> None:
+    """Raises Damaged if arrays, whose names lack `prefix`, aren't those that were saved."""
+    saved = description.get("checksums")
+    if not saved or not named:
+        return
+    found = verification.checksums({prefix + name: leaf for name, leaf in named.items()})[0]
+    if wrong := verification.differing(saved, found):
+        raise Damaged(
+            f"The checkpoint {path} is damaged: {listed(wrong)} of {len(found)} arrays read from it "
+            "aren't what was saved (their checksums differ)."
+        )
+
+
+def set_aside(folder: epath.Path, step: int) -> epath.Path:
+    """Moves a step to damaged/STEP (or STEP-2, ...), where nothing reads or deletes it."""
+    damaged = folder / "damaged"
+    damaged.mkdir(parents=True, exist_ok=True)
+    names = itertools.chain([str(step)], (f"{step}-{n}" for n in itertools.count(2)))
+    target = next(damaged / name for name in names if not (damaged / name).exists())
+    return (folder / str(step)).rename(target)
+
+
+def clear_unfinished(folder: epath.Path) -> None:
+    """Removes what a failed save of this process left, so that it doesn't fill the disk."""
+    for name in scan(folder)[1]:
+        if "tmp" in name:
+            with contextlib.suppress(OSError):
+                (folder / name).rmtree()
 
 
 def load(path: epath.Path, request: dict[str, Any]) -> dict[str, Any]:
     """Reads parts of a checkpoint: "state", a nested dict of ShapeDtypeStructs, and maybe "data".
 
     Raises:
-      UserError: a leaf has no sharding, or the files can't be read.
+      UserError: a leaf has no sharding, or the files may not be read.
+      Damaged: the files can't be read.
     """
     for name, leaf in by_name(request["state"]).items():
         if getattr(leaf, "sharding", None) is None:
@@ -175,10 +220,26 @@ def load(path: epath.Path, request: dict[str, Any]) -> dict[str, Any]:
                 f"{name} has no sharding to be restored into; give each ShapeDtypeStruct one."
             )
     try:
-        return ocp.load_checkpointables(path, request)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise UserError(
+        return retry(
+            lambda: ocp.load_checkpointables(path, request), what=str(path), transient=_transient
+        )
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # this machine's trouble, not the file's
+    except Exception as error:  # damaged files end in almost any kind
+        reason = _one_line(error.__cause__ or error)
+        if re.search("PERMISSION_DENIED|UNAUTHENTICATED|Permission denied", reason):
+            raise UserError(f"The checkpoint {path} can't be read: {reason}") from error
+        raise Damaged(
             f"The checkpoint {path} can't be read ({reason}); if its files are damaged, remove it "
             "and go on from an older one."
         ) from error
+
+
+def _transient(error: Exception) -> bool:
+    """Whether reading again may help: a remote store's bad moment."""
+    codes = "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|Connection|timed out"
+    return re.search(codes, str(error.__cause__ or error)) is not None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

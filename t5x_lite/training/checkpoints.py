@@ -9,14 +9,19 @@
 A checkpoint appears under its own name only when it is whole: Orbax writes to a folder with another
 name and renames it at the end (on object stores it adds a commit file). What a killed process left
 is passed over with a warning, and cleared away when a later process saves here.
+
+What is restored is checked against checksums taken before it was saved (verification.py). A save
+that fails, as on a full disk, costs nothing but a warning: the older checkpoints stay as they are.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import logging
 import math
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +33,10 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.parallel import distributed
 from t5x_lite.training import checkpoint_layout as layout
+from t5x_lite.training import verification
+from t5x_lite.training.verification import Damaged
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +59,7 @@ class CheckpointConfig:
       best_mode: "min" if smaller is better, or "max".
       keep_best_count: how many of the best stay.
       asynchronous: write in the background while training goes on.
+      require_finite: a NaN in the state, or an inf among the parameters, is an error, not saved.
     """
 
     period: int = 1000
@@ -60,6 +69,7 @@ class CheckpointConfig:
     best_mode: str = "min"
     keep_best_count: int = 1
     asynchronous: bool = True
+    require_finite: bool = True
 
     def __post_init__(self):
         for name in ("period", "keep_latest", "keep_every", "keep_best_count"):
@@ -92,6 +102,10 @@ def steps_to_keep(
     return keep
 
 
+class SaveError(OSError):
+    """The newest state could not be saved; older checkpoints are untouched."""
+
+
 class Checkpoints:
     """The checkpoints under `model_dir/checkpoints`; reading never writes or creates anything.
 
@@ -103,6 +117,8 @@ class Checkpoints:
         self.folder = layout.absolute(model_dir) / "checkpoints"
         self._writer: ocp.training.Checkpointer | None = None
         self._same_state: int | None = None  # the step last saved or restored here
+        self._saving: int | None = None  # the step being written in the background
+        self._failure: SaveError | None = None  # of the newest save
         self._warned: set[str] = set()
 
     # Reading.
@@ -151,7 +167,8 @@ class Checkpoints:
           was given to `save` as its description.
 
         Raises:
-          UserError: no such step; the trees, shapes or dtypes differ; or files are damaged.
+          UserError: no such step; or the trees, shapes or dtypes differ.
+          Damaged: a UserError, too: files can't be read, or don't hold what was saved.
         """
         path = self._path(step)
         description = layout.read_description(path)
@@ -160,10 +177,19 @@ class Checkpoints:
         request = {"state": layout.nested(wanted)} | ({"data": None} if description["data"] else {})
         loaded = layout.load(path, request)
         leaves = layout.by_name(loaded["state"])
+        layout.require_sums(description, "", leaves, path)
+        position = loaded["data"]["position"] if description["data"] else None
+        if position is not None and _crc32(position) != description.get(
+            "position_crc32", _crc32(position)
+        ):
+            raise Damaged(f"The checkpoint {path} is damaged: the data position isn't what was saved.")
         state = jax.tree.structure(abstract_state).unflatten(leaves[name] for name in wanted)
         self._same_state = step
-        position = loaded["data"]["position"] if description["data"] else None
         return state, position, description["run"]
+
+    def set_aside(self, step: int) -> epath.Path:
+        """Moves a damaged checkpoint to checkpoints/damaged/, and returns where it is now."""
+        return layout.set_aside(self.folder, step)
 
     def _path(self, step: int) -> epath.Path:
         steps = self.steps()
@@ -195,7 +221,8 @@ class Checkpoints:
         """Starts to save; waits only until the state is copied off the devices.
 
         The caller may donate the state's buffers as soon as this returns. A save that is still
-        being written is waited for first, and its error, if any, is raised here.
+        being written is waited for first. If that one, or this one, can't be written, a warning
+        says so and the older checkpoints stay; the next save is a new attempt.
 
         Args:
           step: number of training steps that made this state.
@@ -208,11 +235,22 @@ class Checkpoints:
 
         Returns:
           False if this step is there already (and, with `force`, is this very state: just saved or
-          restored by this object), so that nothing needed saving.
+          restored by this object), so that nothing needed saving; or if it couldn't be saved.
 
         Raises:
           UserError: the folder holds a newer step: this state would be taken for an old one.
+          FloatingPointError: the state isn't finite (see `CheckpointConfig.require_finite`).
         """
+        self._settle()
+        try:
+            return self._save(step, state, data_position, description, metrics, force)
+        except (UserError, FloatingPointError):
+            raise
+        except Exception as error:  # tensorstore and file systems have many kinds
+            self._give_up(step, error)
+            return False
+
+    def _save(self, step, state, data_position, description, metrics, force) -> bool:
         writer = self._open()
         there = [checkpoint.step for checkpoint in writer.checkpoints]
         if there and max(there) > step:
@@ -223,35 +261,80 @@ class Checkpoints:
         if step in there and (not force or step == self._same_state):
             return False
         arrays = layout.by_name(state)
+        sums, not_finite = verification.checksums(arrays)
+        if not_finite is not None and self.config.require_finite:
+            raise FloatingPointError(
+                f"step {step} is not saved: {not_finite} isn't finite. The last checkpoint is good."
+            )
         record = {
             "step": step,
             "versions": {name: _version(name) for name in WRITTEN_BY},
             "arrays": layout.specs(arrays),
+            "checksums": sums,
             "data": data_position is not None,
             "run": description,
         }
-        items = {"state": layout.nested(arrays), "description": json.loads(json.dumps(record))}
+        items = {"state": layout.nested(arrays)}
         if data_position is not None:
             items["data"] = {"position": np.array(data_position, np.int64)}
+            record["position_crc32"] = _crc32(items["data"]["position"])
+        items["description"] = verification.seal(json.loads(json.dumps(record)))
         if metrics is not None:
             metrics = {name: float(value) for name, value in metrics.items()}
             self._check_best(metrics)
+        self._saving = step
         writer.save_checkpointables_async(step, items, force=True, overwrite=force, metrics=metrics)
         self._same_state = step
         if not self.config.asynchronous:
-            self.wait()
-        return True
+            self._settle()
+        return self._failure is None
 
     def wait(self) -> None:
-        """Returns when all is committed; raises what went wrong in the background."""
-        if self._writer is not None:
-            self._writer.wait()
+        """Returns when all is committed.
+
+        Raises:
+          SaveError: the newest state could not be saved.
+        """
+        self._settle()
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
         """Waits, then gives up the writer's threads. May be called more than once."""
+        self._settle()
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
+
+    def _settle(self) -> None:
+        """Waits for what is being written; a failure anywhere is every process's failure."""
+        if self._writer is None or self._saving is None:
+            return
+        error: Exception | None = None
+        try:
+            self._writer.wait()
+        except Exception as e:
+            error = e
+        if distributed.any_process(error is not None):
+            self._give_up(self._saving, error or OSError("another process couldn't write its part"))
+        else:
+            self._saving, self._failure = None, None
+
+    def _give_up(self, step: int, error: Exception) -> None:
+        """Warns, and leaves the folder and this object as if the save hadn't been tried."""
+        writer, self._writer, self._saving = self._writer, None, None
+        self._same_state = None
+        self._failure = SaveError(f"step {step} couldn't be saved in {self.folder}: {_cause(error)}")
+        if writer is not None:
+            with contextlib.suppress(Exception):  # it says again what failed
+                writer.close()
+        if distributed.is_main_process():
+            layout.clear_unfinished(self.folder)
+        log.error(
+            "Checkpoint of step %d NOT SAVED: %s. Training goes on, with step %s as the last good "
+            "checkpoint; the next save is a new attempt.",
+            *(step, _cause(error), (layout.scan(self.folder)[0] or ["none"])[-1]),
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -300,6 +383,17 @@ class _Keep:
         return [c.step in keep for c in checkpoints]
 
 
+def _crc32(position: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(position, np.int64).tobytes())
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what was at the root of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".split("\n")[0][:300]
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -334,9 +428,10 @@ def restore_params(
     wanted = {
         name: leaf for name, leaf in layout.by_name(abstract_params).items() if pattern.search(name)
     }
+    description = layout.read_description(path)
     saved = {
         name.removeprefix("params/"): spec
-        for name, spec in layout.read_description(path)["arrays"].items()
+        for name, spec in description["arrays"].items()
         if name.startswith("params/") and pattern.search(name.removeprefix("params/"))
     }
     if not wanted:
@@ -346,4 +441,7 @@ def restore_params(
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        return layout.load(path, {"state": {"params": layout.nested(wanted)}})["state"]["params"]
+        found = layout.load(path, {"state": {"params": layout.nested(wanted)}})["state"]["params"]
+    same = {n: x for n, x in layout.by_name(found).items() if layout.specs({n: x})[n] == saved[n]}
+    layout.require_sums(description, "params/", same, path)
+    return found

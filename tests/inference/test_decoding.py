@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import itertools
-from pathlib import Path
 
 import gin
+import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_files import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,9 +18,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.inference.decoding import BeamSearch, Greedy, Sample, generate, prefix_prompts
 from t5x_lite.inference.sampling import shape_logits
 from t5x_lite.inference.scoring import log_likelihood, token_log_probs
-from t5x_lite.models import Model, TransformerConfig, stack_layers
-
-GOLDEN = Path(__file__).parents[1] / "golden"
+from t5x_lite.models import Model, TransformerConfig
 
 
 class Markov:
@@ -328,42 +327,20 @@ def test_bad_input_is_one_clear_line(build, words):
 
 @functools.cache
 def golden():
-    return dict(np.load(GOLDEN / "tiny_decode.npz"))
+    return load("tiny_decode.npz")
 
 
-@functools.cache
-def tiny_model():
-    return Model(
-        TransformerConfig(
-            vocab_size=128,
-            embed_dim=32,
-            num_heads=4,
-            head_dim=8,
-            mlp_dim=64,
-            num_encoder_layers=2,
-            num_decoder_layers=2,
-            dtype="float32",
-        )
-    )
-
-
-def tiny_params(eos3=False):
-    params = {}
-    for name, value in np.load(GOLDEN / "tiny_params.npz").items():
-        *path, leaf = name.split("/")
-        node = functools.reduce(lambda tree, key: tree.setdefault(key, {}), path, params)
-        node[leaf] = value
+def tiny_model(eos3=False):
+    model, params = golden_files.tiny_model()
     if eos3:
         params["decoder"]["logits_dense"]["kernel"] = golden()["eos3/logits_kernel"]
-    return stack_layers(params)
+    return model, params
 
 
 def check_golden(case, method, eos3, rng=None, check_scores=True, **options):
     """T5X has the best last."""
     batch = {"encoder_input_tokens": golden()["encoder_input_tokens"]}
-    decoded = generate(
-        tiny_model(), tiny_params(eos3), batch, method=method, max_length=16, rng=rng, **options
-    )
+    decoded = generate(*tiny_model(eos3), batch, method=method, max_length=16, rng=rng, **options)
     name = ("eos3/" if eos3 else "") + case
     np.testing.assert_array_equal(decoded.tokens[:, ::-1], golden()[f"{name}/tokens"])
     if check_scores:
@@ -413,7 +390,7 @@ def targets_of(tokens):
 def test_greedy_is_t5x_and_scores_its_log_likelihood(case, eos3):
     decoded = check_golden(case, Greedy(), eos3, check_scores=False)
     batch = targets_of(np.asarray(decoded.tokens[:, 0]))
-    expected = log_likelihood(tiny_model(), tiny_params(eos3), batch)
+    expected = log_likelihood(*tiny_model(eos3), batch)
     np.testing.assert_allclose(decoded.scores[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -429,7 +406,7 @@ def test_forced_prompts_are_t5x(eos3):
         include_prompts=True,
     )
     batch = targets_of(np.asarray(decoded.tokens[:, 0]))
-    per_token = token_log_probs(tiny_model(), tiny_params(eos3), batch)
+    per_token = token_log_probs(*tiny_model(eos3), batch)
     new = np.pad(prompts, ((0, 0), (0, 1))) == 0
     np.testing.assert_allclose(decoded.scores[:, 0], (per_token * new).sum(1), rtol=1e-4, atol=1e-5)
 

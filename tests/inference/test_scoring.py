@@ -1,41 +1,14 @@
 """Scores against T5X's `score_batch`, on padded and packed rows."""
 
-import functools
-from pathlib import Path
-
 import numpy as np
 import pytest
+from golden_files import load, tiny_model
 
 from t5x_lite.inference.scoring import log_likelihood, token_log_probs
-from t5x_lite.models import Model, TransformerConfig, stack_layers
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-@functools.cache
-def tiny():
-    model = Model(
-        TransformerConfig(
-            vocab_size=128,
-            embed_dim=32,
-            num_heads=4,
-            head_dim=8,
-            mlp_dim=64,
-            num_encoder_layers=2,
-            num_decoder_layers=2,
-            dtype="float32",
-        )
-    )
-    params = {}
-    for name, value in np.load(GOLDEN / "tiny_params.npz").items():
-        *path, leaf = name.split("/")
-        node = functools.reduce(lambda tree, key: tree.setdefault(key, {}), path, params)
-        node[leaf] = value
-    return model, stack_layers(params)
 
 
 def features(case):
-    arrays = np.load(GOLDEN / "tiny_forward.npz")
+    arrays = load("tiny_forward.npz")
     prefix = f"{case}/batch/"
     batch = {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
     return batch, arrays[f"{case}/logits"], arrays[f"{case}/score_batch"]
@@ -44,7 +17,7 @@ def features(case):
 @pytest.mark.parametrize("case", ["padded", "packed"])
 def test_log_likelihood_is_t5x(case):
     batch, _, expected = features(case)
-    scores = log_likelihood(*tiny(), batch)
+    scores = log_likelihood(*tiny_model(), batch)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
@@ -57,7 +30,9 @@ def test_token_log_probs_are_those_of_the_logits(case):
     targets = batch["decoder_target_tokens"]
     expected = np.take_along_axis(expected, targets[:, :, None], -1)[:, :, 0]
     expected *= batch["decoder_loss_weights"]
-    np.testing.assert_allclose(token_log_probs(*tiny(), batch), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        token_log_probs(*tiny_model(), batch), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 class Fixed:

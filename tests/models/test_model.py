@@ -7,34 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from t5x_lite.errors import UserError
-from t5x_lite.models import Model, TransformerConfig, stack_layers, unstack_layers
+from t5x_lite.models import Model, stack_layers, unstack_layers
 
-LM = TransformerConfig(
-    architecture="decoder_only",
-    vocab_size=64,
-    embed_dim=16,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_dim=32,
-    num_decoder_layers=2,
-    positions="rope",
-    scale_attention=True,
-    tied_embeddings=True,
-    dtype="float32",
-)
-T5 = TransformerConfig(
-    vocab_size=64,
-    embed_dim=16,
-    num_heads=4,
-    head_dim=8,
-    mlp_dim=32,
-    num_encoder_layers=2,
-    num_decoder_layers=2,
-    dtype="float32",
-)
+LM = dataclasses.replace(tiny.LM, vocab_size=64, embed_dim=16, mlp_dim=32)
+T5 = dataclasses.replace(tiny.T5, vocab_size=64, embed_dim=16, mlp_dim=32)
 VARIANTS = {
     "t5": T5,
     "t5 with biases and layer norm": dataclasses.replace(T5, use_bias=True, norm="layer"),
@@ -209,7 +188,7 @@ def test_logical_axes_fit_the_parameters():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"positions": "rotary"}, "Did you mean 'rope'"),
+        ({"positions": "ropes"}, "Did you mean 'rope'"),
         ({"mlp_activations": ("gelu", "lineal")}, "Did you mean 'linear'"),
         ({"num_kv_heads": 3}, "not a multiple of num_kv_heads = 3"),
         ({"num_encoder_layers": 2}, "decoder_only none"),

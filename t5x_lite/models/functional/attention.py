@@ -54,7 +54,7 @@ def dot_product_attention(
 
 
 def segment_mask(q_segments: jax.Array, k_segments: jax.Array) -> jax.Array:
-    """Segment ids [B, T] and [B, S] (0 = padding) -> bool [B, 1, T, S]: same segment, no padding."""
+    """Segment ids [B, T], [B, S] (0 = padding) -> bool [B, 1, T, S]: same segment, no padding."""
     q, k = q_segments[:, None, :, None], k_segments[:, None, None, :]
     return (q == k) & (q > 0) & (k > 0)
 
