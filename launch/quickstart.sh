@@ -12,7 +12,7 @@ mkdir -p runs
 if [[ ! -f "$vocabulary" ]]; then
   echo "== vocabulary =="
   "$venv/bin/t5x_lite" vocab --gin_file=recipes/quickstart.gin --output="$vocabulary" \
-    --size=4096 --max_bytes=3000000
+    --size=4096 --model_type=bpe
 fi
 echo "== training =="
 "$venv/bin/t5x_lite" train --gin_file=recipes/quickstart.gin "$@"
