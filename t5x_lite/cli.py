@@ -6,15 +6,18 @@ data (one line on stderr), 130 interrupted.
 """
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import t5x_lite
 from t5x_lite.errors import UserError, did_you_mean
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Flag = tuple[str, dict]  # what argparse's add_argument takes
 
@@ -28,6 +31,8 @@ _GIN_FLAGS: tuple[Flag, ...] = (
      help="the same as --gin.NAME=VALUE")),
     ("--gin.NAME", dict(action="append", dest="gin_bindings", metavar="VALUE",
      help="set a MACRO or a scope/configurable.parameter; it overrides the gin files")),
+    ("--trust_config", dict(action="store_true",
+     help="let a gin file from a URL or another run's folder import any Python module")),
 )  # fmt: skip
 _PROCESS_FLAGS: tuple[Flag, ...] = (
     ("--coordinator_address", dict(metavar="HOST:PORT",
@@ -37,6 +42,8 @@ _PROCESS_FLAGS: tuple[Flag, ...] = (
 )  # fmt: skip
 _DRY_RUN = ("--dry_run", dict(action="store_true",
     help="check the config, build everything, print what would run, and stop"))  # fmt: skip
+_RESTART = ("--restart", dict(type=int, default=0, metavar="N",
+    help="after a crash start again, N times in a row at most (not after a mistake)"))  # fmt: skip
 _CHECKPOINT = ("--checkpoint", dict(default="latest", metavar="latest|all|STEP|PATH",
     help="which checkpoint to evaluate (default: latest)"))  # fmt: skip
 _INFER: tuple[Flag, ...] = (
@@ -103,7 +110,7 @@ VERBS = {
         "t5x_lite.programs.train",
         "train a model, or continue where a run stopped",
         "t5x_lite train --gin_file=FILE.gin --gin.MODEL_DIR=/tmp/run",
-        (_DRY_RUN, *_PROCESS_FLAGS),
+        (_DRY_RUN, _RESTART, *_PROCESS_FLAGS),
         root="train",
     ),
     "eval": Verb(
@@ -146,11 +153,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)  # a log shows each line when it is printed
+    return status_of(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def status_of(command: Callable[[], int | None]) -> int:
+    """Runs `command` and returns its exit status; what went wrong is said on stderr."""
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        return command() or 0
     except UserError as error:
-        # gin adds lines on the calls it was in; the message itself is the first.
-        print(f"error: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        print(f"error: {_first_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -158,9 +169,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `t5x_lite infer ... | head`; python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception:
-        traceback.print_exc()
+    except OSError as error:
+        if error.errno not in FULL_DISK and type(error).__name__ != "SaveError":
+            traceback.print_exc()
+        print(f"error: {_first_line(error)}", file=sys.stderr)
         return 1
+    except Exception as error:
+        traceback.print_exc()
+        print(f"error: {type(error).__name__}: {_first_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _first_line(error: Exception) -> str:
+    # gin adds lines on the calls it was in; the message itself is the first.
+    return str(error).partition("\n")[0]
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -217,6 +239,10 @@ def _run(argv: list[str]) -> int:
         return 0
     args = parse_args(argv)
     verb = VERBS[args.verb]
+    if getattr(args, "restart", 0):
+        from t5x_lite.programs import supervisor
+
+        return supervisor.supervise(supervisor.train_command(argv), args.restart)
     if verb.root:
         from t5x_lite import config
 
@@ -224,7 +250,13 @@ def _run(argv: list[str]) -> int:
             shipped = config.shipped_gin_configs()
             raise UserError(f"{args.verb} needs --gin_file=FILE (shipped ones are in {shipped})")
         config.register_all()
-        config.parse(args.gin_file, args.gin_bindings, args.gin_search_paths, verb.root)
+        config.parse(
+            args.gin_file,
+            args.gin_bindings,
+            args.gin_search_paths,
+            verb.root,
+            trust=args.trust_config,
+        )
     return importlib.import_module(verb.module).main(args)
 
 

@@ -63,6 +63,8 @@ def parse(
     bindings: Iterable[str] = (),
     search_paths: Iterable[str] = (),
     root: str | None = None,
+    *,
+    trust: bool = False,
 ) -> None:
     """Replaces the configuration by what the gin files and then the bindings say.
 
@@ -73,13 +75,15 @@ def parse(
       search_paths: folders searched for gin files after the current one.
       root: the configurable that will be called (or "name.parameter", for `evaluate`): values that
         nothing under it uses may be left out. None: all are needed.
+      trust: let a file from a URL, or from a run's folder, import any module: importing runs its
+        code, and who wrote such a file may not be who reads it. Otherwise it may import t5x_lite's.
 
     Raises:
       UserError: for a missing file, bad syntax, an unknown or ambiguous name, a macro or scope
         that nothing uses, or values that are needed and not given (all of them in one line).
     """
     clear()
-    reader = _Reader(list(search_paths))
+    reader = _Reader(list(search_paths), trust)
     for name in gin_files:
         reader.read_file(name)
     number_from_files = len(reader.bindings)
@@ -188,13 +192,15 @@ def find_gin_file(
 ) -> str:
     """Returns the path of a gin file.
 
-    An absolute name is taken as it is. Any other is looked for in the current folder, then in
-    `search_paths`, then `beside` (the folder of the file that includes it), then among the
+    An absolute name, or a URL, is taken as it is. Any other is looked for in the current folder,
+    then in `search_paths`, then `beside` (the folder of the file that includes it), then among the
     shipped files.
 
     Raises:
       UserError: if there is none, with the nearest names of those that exist.
     """
+    if is_url(name):
+        return name
     path = Path(name).expanduser()
     if path.is_absolute():
         folders, path = [path.parent], Path(path.name)
@@ -215,6 +221,41 @@ def find_gin_file(
     raise UserError(f"no gin file '{name}'{place} in {', '.join(map(str, folders))}.{hint}")
 
 
+MAX_GIN_BYTES = 1 << 20
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def is_foreign(path: str) -> bool:
+    """Whether a gin file may be somebody else's: from a URL, or stored with a run."""
+    return is_url(path) or (Path(path).parent / "run.json").exists()
+
+
+def read_gin_file(path: str) -> str:
+    """The text of a file, or of a URL. Raises UserError if it can't be read, or is far too long."""
+    try:
+        if path.startswith(("http://", "https://")):
+            import urllib.request
+
+            with urllib.request.urlopen(path, timeout=30) as response:
+                data = response.read(MAX_GIN_BYTES + 1)
+        elif is_url(path):
+            from etils import epath
+
+            with epath.Path(path).open("rb") as file:
+                data = file.read(MAX_GIN_BYTES + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(MAX_GIN_BYTES + 1)
+        if len(data) > MAX_GIN_BYTES:
+            raise ValueError(f"it has more than {MAX_GIN_BYTES:,} bytes")
+        return data.decode("utf-8").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the gin file {path}: {error}") from error
+
+
 def gin_files_under(folder: Path, depth: int = 3) -> list[str]:
     """The *.gin files as relative names; not too deep, as the folder may be someone's home."""
     return sorted(
@@ -230,8 +271,8 @@ def gin_files_under(folder: Path, depth: int = 3) -> list[str]:
 class _Reader:
     """Collects bindings in order, and checks the names in each as it comes."""
 
-    def __init__(self, search_paths: list[str]):
-        self.search_paths = search_paths
+    def __init__(self, search_paths: list[str], trust: bool):
+        self.search_paths, self.trust = search_paths, trust
         self.bindings: list[Binding] = []
         self.open_files: list[str] = []
 
@@ -240,11 +281,8 @@ class _Reader:
         path = find_gin_file(name, self.search_paths, beside=beside, where=where)
         if path in self.open_files:
             raise UserError(f"'{name}' ({where}) includes itself")
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the gin file {path}: {error}") from error
-        relative = os.path.relpath(path)
+        text = read_gin_file(path)
+        relative = path if is_url(path) else os.path.relpath(path)
         place = path if relative.startswith("..") else relative
         self.open_files.append(path)
         for statement in _statements(text, place):
@@ -265,6 +303,8 @@ class _Reader:
             case config_parser.IncludeStatement():
                 self.read_file(statement.filename, where)
             case config_parser.ImportStatement():
+                if not self.trust and (foreign := next(filter(is_foreign, self.open_files), None)):
+                    _check_import(statement.module, foreign, where)
                 _import(statement, where)
             case config_parser.BlockDeclaration():
                 checks.find_configurable(statement.selector, where)
@@ -310,6 +350,14 @@ def _binding_statements(text: str) -> list:
         else:
             hint = f"if it is text, quote it twice: --gin.{key}=\"'{value}'\""
         raise UserError(f"binding '{text}': {value or 'nothing'} is no gin value; {hint}") from None
+
+
+def _check_import(module: str, file: str, where: str) -> None:
+    if module.split(".")[0] != "t5x_lite":
+        raise UserError(
+            f"'import {module}' ({where}) would run that module's code, and {file} comes from a "
+            "URL or a run's folder: give --trust_config if you trust it"
+        )
 
 
 def _import(statement, where: str) -> None:

@@ -20,7 +20,9 @@ from t5x_lite.programs import doctor, vocab
 ROOT = Path(t5x_lite.__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-GIN_FLAGS = ["--gin_file", "--gin_search_paths", "--gin_bindings", "--gin.NAME"]
+GIN_FLAGS = [
+    "--gin_file", "--gin_search_paths", "--gin_bindings", "--gin.NAME", "--trust_config",
+]  # fmt: skip
 PROCESS_FLAGS = ["--coordinator_address", "--process_count", "--process_index"]
 
 
@@ -70,7 +72,7 @@ def test_verbs_and_flags_are_these():
         actions = cli.verb_parser(name)._actions
         surface[name] = [flag for action in actions for flag in action.option_strings][2:]
     assert surface == {
-        "train": ["--dry_run", *PROCESS_FLAGS, *GIN_FLAGS],
+        "train": ["--dry_run", "--restart", *PROCESS_FLAGS, *GIN_FLAGS],
         "eval": ["--checkpoint", *PROCESS_FLAGS, *GIN_FLAGS],
         "infer": ["--prompt", "--input", "--output", "--overwrite", "--checkpoint",
                   *PROCESS_FLAGS, *GIN_FLAGS],
@@ -84,12 +86,14 @@ def test_verbs_and_flags_are_these():
 
 def test_library_names_are_these():
     assert sorted(t5x_lite.__all__) == [
-        "Adafactor", "AdamW", "BatchLoader", "ByteVocabulary", "CausalLM", "InMemory", "Lion",
-        "Loss", "MeshConfig", "Mixture", "Model", "Muon", "PrefixLM", "PythonLibrary",
-        "SentencePieceVocabulary", "SpanCorruption", "Task", "TextFiles", "TextToText", "Tfds",
-        "TrainState", "TransformerConfig", "UserError", "__version__", "abstract_state", "cosine",
-        "eval_batches", "generate", "init_state", "make_eval_step", "make_mesh", "make_train_step",
-        "set_up", "train_sentencepiece", "use_mesh",
+        "Adafactor", "AdamW", "ArrayRecords", "BatchLoader", "ByteVocabulary", "CachedTokens",
+        "CausalLM", "Delimited", "FromFunction", "HuggingFace", "InMemory", "JsonLines", "Lion",
+        "Loss", "MeshConfig", "Mixture", "Model", "Muon", "ParallelFiles", "Parquet", "PrefixLM",
+        "PythonLibrary", "SentencePieceVocabulary", "SpanCorruption", "Task", "TextFiles",
+        "TextToText", "TfRecords", "Tfds", "TrainState", "TrainedVocabulary", "TransformerConfig",
+        "UserError", "__version__", "abstract_state", "cosine", "eval_batches", "generate",
+        "init_state", "make_eval_step", "make_mesh", "make_train_step", "open_files", "set_up",
+        "train_sentencepiece", "use_mesh",
     ]  # fmt: skip
 
 
@@ -365,6 +369,7 @@ def test_doctor_shows_the_extra_for_each_optional_part():
     missing = doctor.missing_extras(absent("libtpu", "array-record", "jax-cuda12-plugin"))
     assert {m["extra"]: m["missing"] for m in missing} == {
         "tpu": ["libtpu"],
+        "data": ["array-record"],
         "tfds": ["array-record"],  # for CUDA there is the plugin of another version
     }
     assert missing[0]["install"] == "pip install 't5x_lite[tpu]'"
@@ -379,7 +384,7 @@ def test_doctor_knows_the_dependencies_of_the_package():
     }
     extras = PYPROJECT["project"]["optional-dependencies"]
     assert set(doctor.EXTRAS) == set(extras)
-    for extra in ("tfds", "dev"):
+    for extra in ("tfds", "data", "dev"):
         assert set(doctor.EXTRAS[extra][1]) == set(names(extras[extra])) - {"t5x_lite"}
 
 

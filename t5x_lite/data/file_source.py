@@ -25,6 +25,7 @@ from t5x_lite.errors import UserError, did_you_mean
 
 Keys = str | Mapping[str, str] | None
 
+
 @dataclasses.dataclass(frozen=True)
 class Found:
     """The records of a file: `hashes` uint64 [N] of their content, `sizes` int64 [N] in bytes,
@@ -92,7 +93,7 @@ class FileSource(HashSplit):
 
     def options(self) -> tuple:
         """What decides which records `scan` finds."""
-        hidden = ("paths", "validation", "held_out", "index")
+        hidden = ("paths", "validation", "held_out", "index", "fingerprint")
         own = {k: v for k, v in vars(self).items() if k not in hidden and not k.startswith("_")}
         return (type(self).__name__, sorted(own.items()))
 

@@ -257,5 +257,5 @@ def _unpacker(path: str, kind: str) -> Callable[[], Any]:
     try:
         import zstandard
     except ImportError as e:
-        raise UserError(f"{path} is compressed with zstd; pip install zstandard.") from e
+        raise UserError(f"{path} is compressed with zstd; pip install 't5x_lite[data]'.") from e
     return lambda: zstandard.ZstdDecompressor().decompressobj()

@@ -1,6 +1,7 @@
 """Hugging Face `datasets` as a source, where that package is installed."""
 
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,10 +47,10 @@ class HuggingFace(Source):
         try:
             import datasets
         except ImportError as e:
-            raise UserError(f"HuggingFace needs a package ({e}); pip install datasets.") from e
+            raise UserError(
+                f"HuggingFace needs a package ({e}); pip install 't5x_lite[datasets]'."
+            ) from e
         try:
-            import os
-
             if os.path.isdir(self.path) and not self._given_splits:
                 found = datasets.load_from_disk(self.path)
                 return dict(found) if isinstance(found, dict) else {"train": found}

@@ -95,9 +95,7 @@ def _open(paths, keys, held_out, validation_files, document, max_document_bytes,
                 "kinds; give a glob for one, such as '*.jsonl.gz', and mix tasks for both."
             )
     # All arguments, so that gin's bindings of the classes come in only where there is no other.
-    common = dict(
-        held_out=held_out, validation_files=validation_files, max_bad_records=max_bad
-    )
+    common = dict(held_out=held_out, validation_files=validation_files, max_bad_records=max_bad)
     if first is TextFiles:
         own = dict(document=document, max_document_bytes=max_document_bytes)
         return TextFiles(paths, **own, **common)

@@ -169,7 +169,7 @@ def open_array_record(path: str) -> Any:
     try:
         from array_record.python import array_record_module
     except ImportError as e:
-        raise UserError(f"array_record needs a package ({e}); pip install array-record.") from e
+        raise UserError(f"array_record needs a package ({e}); pip install 't5x_lite[data]'.") from e
     # For random access: nothing read ahead, no threads.
     options = "readahead_buffer_size:0,max_parallelism:0"
     return array_record_module.ArrayRecordReader(path, options, file_reader_buffer_size=32768)

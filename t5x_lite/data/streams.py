@@ -127,6 +127,8 @@ class TaskChooser:
         self._start, self._batch_size = hash64(f"{seed}/mixture".encode()), batch_size
 
     def __call__(self, row: int, example: int) -> int:
+        if not self._ends:
+            return 0
         point = self._start + (row << 64) // self._batch_size + example * _GOLDEN
         return bisect.bisect_right(self._ends, point % 2**64)
 

@@ -105,9 +105,7 @@ class JsonLines(_Rows):
         max_bad_records: int = 0,
         max_record_bytes: int = 10_000_000,
     ):
-        super().__init__(
-            files, keys, held_out, validation_files, max_bad_records, max_record_bytes
-        )
+        super().__init__(files, keys, held_out, validation_files, max_bad_records, max_record_bytes)
 
     def rows(self, file: int, data: Bytes, bad: BadRecords) -> np.ndarray:
         return find_documents(data, "line")
@@ -147,9 +145,7 @@ class Delimited(_Rows):
     ):
         self.columns = None if columns is None else tuple(columns)
         self.delimiter, self.quoting = delimiter, quoting
-        super().__init__(
-            files, keys, held_out, validation_files, max_bad_records, max_record_bytes
-        )
+        super().__init__(files, keys, held_out, validation_files, max_bad_records, max_record_bytes)
 
     def rows(self, file: int, data: Bytes, bad: BadRecords) -> np.ndarray:
         spans = self._row_spans(file, data)
@@ -349,5 +345,5 @@ def _pyarrow() -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as e:
-        raise UserError(f"Parquet needs pyarrow ({e}); pip install pyarrow.") from e
+        raise UserError(f"Parquet needs pyarrow ({e}); pip install 't5x_lite[data]'.") from e
     return pyarrow

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _VERSION = 1
 _SHARD_BYTES = 256 << 20  # of text
 
+
 @gin.configurable(module="t5x_lite")
 class CachedTokens(Source):
     """The documents of a task as token ids, from a folder that `t5x_lite data cache` made.

@@ -20,8 +20,8 @@ from t5x_lite.errors import UserError
 class Workers:
     """`make(rows)` in each of `count` processes, for its part of `rows`; started on first use.
 
-    A worker works on the next batch while the one before is taken from it: at most two of them
-    are held, one made and one in the making.
+    A worker goes on while there is room in its pipe (some 64 kB): of large batches it holds one,
+    which is being sent, of small ones many.
     """
 
     def __init__(self, make: Callable[[Sequence[int]], Any], rows: Sequence[int], count: int):

@@ -1,6 +1,11 @@
 """Several processes: joining them, and agreeing among them."""
 
+import contextlib
 import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -14,12 +19,14 @@ def initialize(
     process_count: int | None = None,
     process_index: int | None = None,
     timeout: int = 300,
+    heartbeat: int = 30,
 ) -> None:
     """Joins this process to the others; call it before the first use of a device.
 
     With explicit arguments (``host:port`` of process 0) it works anywhere. Without them it asks
     jax to find the cluster (TPU pods, SLURM, Open MPI, Kubernetes) if there is a sign of one,
-    and otherwise stays a single process.
+    and otherwise stays a single process. A process that gives no sign of life for ``heartbeat``
+    seconds is given up, and all others end.
 
     Raises:
       UserError: if only some of the three arguments are given.
@@ -32,10 +39,16 @@ def initialize(
                 f"process_index={process_index}: give all three, or none to find the cluster."
             )
         jax.distributed.initialize(
-            coordinator_address, process_count, process_index, initialization_timeout=timeout
+            coordinator_address,
+            process_count,
+            process_index,
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=heartbeat,
         )
     elif _in_cluster():
-        jax.distributed.initialize(initialization_timeout=timeout)
+        jax.distributed.initialize(
+            initialization_timeout=timeout, heartbeat_timeout_seconds=heartbeat
+        )
 
 
 def _in_cluster() -> bool:
@@ -65,6 +78,41 @@ def any_process(here: bool) -> bool:
     if jax.process_count() == 1:
         return here
     return bool(multihost_utils.process_allgather(np.array(here)).any())
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Around a program of several processes: an error ends this one, and so the others, at once.
+
+    Leaving in order would wait for all of them, and they wait for this one. Their errors, that a
+    connection broke, aren't the cause; so each says what it knows in one line.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        first = str(error).partition("\n")[0]
+        status = 2 if isinstance(error, UserError) else 1
+        if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+            first = f"another process of this run has ended, or can't be reached ({first})"
+        elif not isinstance(error, UserError):
+            traceback.print_exc()
+        print(
+            f"error: process {jax.process_index()} of {jax.process_count()} ends: {first}. The "
+            "same command on all processes, or on another number of them, continues from the last "
+            "checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        os._exit(status)
+
+
+_LOST = re.compile(
+    "(?i)gloo|nccl|connection (closed|reset)|broken pipe|peer|heartbeat|unavailable|unhealthy|"
+    "coordination|deadline|preempted"
+)
 
 
 def is_main_process() -> bool:

@@ -48,7 +48,9 @@ def read_config(args: argparse.Namespace, files: list[str]) -> tuple[Any, dict[s
     if not files:
         raise UserError("data needs a gin file with a task: t5x_lite data recipes/NAME.gin")
     config.register_all()
-    config.parse(files, args.gin_bindings, args.gin_search_paths, root="train.task")
+    config.parse(
+        files, args.gin_bindings, args.gin_search_paths, "train.task", trust=args.trust_config
+    )
     task = config.evaluate("train.task")
     if not isinstance(task, Task | Mixture):  # bound without "()"
         task = task()

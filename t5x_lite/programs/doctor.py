@@ -34,6 +34,8 @@ EXTRAS = {
     "cuda": ("NVIDIA GPUs", ("jax-cuda12-plugin|jax-cuda13-plugin",)),
     "tfds": ("datasets of TFDS", ("tensorflow-datasets", "array-record", "h5py")),
     "hf": ("tokenizers of Hugging Face", ("tokenizers",)),
+    "data": ("Parquet, .zst and token caches", ("array-record", "pyarrow", "zstandard")),
+    "datasets": ("datasets of Hugging Face", ("datasets",)),
     "dev": ("running the tests", ("pytest", "pytest-xdist", "hypothesis", "ruff")),
 }
 

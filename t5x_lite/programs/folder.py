@@ -5,7 +5,9 @@ model_dir/
   config.gin         the whole configuration, macros resolved: --gin_file takes it
   parameters.txt     every parameter's name, shape, logical axes, mesh axes, dtype
   metrics.jsonl      every logged number; tensorboard/ has the same
-  checkpoints/STEP/  see training/checkpoints.py
+  checkpoints/STEP/  see training/checkpoints.py; damaged ones are in checkpoints/damaged/
+  skipped/           batches that ended the run, see training/guards.py
+  lock.json          the process that writes here; see lock.py
 """
 
 import dataclasses
@@ -22,8 +24,11 @@ from t5x_lite.programs.setup import Setup
 FREE_MODEL_FIELDS = ("dtype", "remat", "dropout_rate")
 
 
-def identity(setup: Setup, *, seed: int, pack: bool) -> dict[str, Any]:
-    """What must stay as it is for a run to continue: model, data and their order."""
+def identity(setup: Setup, *, seed: int, pack: bool, data: str) -> dict[str, Any]:
+    """What must stay as it is for a run to continue: model, data and their order.
+
+    ``data``: the loader's fingerprint, which tells whether files still hold what they held.
+    """
     model = dataclasses.asdict(setup.model.config)
     for field in FREE_MODEL_FIELDS:
         del model[field]
@@ -35,6 +40,7 @@ def identity(setup: Setup, *, seed: int, pack: bool) -> dict[str, Any]:
         "batch_size": setup.batch_size,
         "pack": pack,
         "seed": seed,
+        "data": data,
     }
     return json.loads(json.dumps(values))
 
@@ -50,12 +56,19 @@ def claim(model_dir: str, wanted: dict[str, Any]) -> None:
     if file.exists():
         try:
             found = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
+            assert isinstance(found, dict)
+        except (ValueError, AssertionError) as error:
             raise UserError(
                 f"{file} can't be read ({error}): take another model_dir, or remove the file "
                 f"if you are sure that the run in this folder is the same."
             ) from error
-        differences = _differences(found, wanted)
+        if found.get("data", wanted["data"]) != wanted["data"]:
+            raise UserError(
+                f"the training data isn't what it was when the run in {model_dir} began (its files "
+                f"or the objective have changed): put it back, take another model_dir, or remove "
+                f'"data" from {file} to go on with other batches.'
+            )
+        differences = _differences(found, wanted | {"data": found.get("data")})
         if differences:
             raise UserError(
                 f"{model_dir} holds another run: {'; '.join(differences[:3])}. Take another "
@@ -69,13 +82,20 @@ def claim(model_dir: str, wanted: dict[str, Any]) -> None:
         )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(wanted, indent=1) + "\n")
+        _write(file, json.dumps(wanted, indent=1) + "\n")
+
+
+def _write(file: epath.Path, text: str) -> None:
+    """Whole or not at all, also on a full disk."""
+    beside = file.parent / f"{file.name}.tmp"
+    beside.write_text(text)
+    beside.replace(file)
 
 
 def _others(folder: epath.Path) -> list[str]:
-    """What is in the folder, except the vocabulary, which is trained before anything else."""
+    """What is in the folder, except what is made before run.json: the vocabulary, too."""
     names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    return [name for name in names if name != "vocabulary.model"]
+    return [name for name in names if name not in ("vocabulary.model", "run.json.tmp")]
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
@@ -93,8 +113,8 @@ def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
 def write_description(model_dir: str, table: str) -> None:
     """Writes config.gin and parameters.txt, those of the latest start."""
     folder = epath.Path(model_dir)
-    (folder / "config.gin").write_text(config.config_text())
-    (folder / "parameters.txt").write_text(table)
+    _write(folder / "config.gin", config.config_text())
+    _write(folder / "parameters.txt", table)
 
 
 def with_params(state: Any, found: dict[str, Any]) -> Any:

@@ -11,8 +11,9 @@ from jax.experimental import multihost_utils
 class Interrupt:
     """A context in which the first SIGINT or SIGTERM only sets a flag.
 
-    With several processes the flag must rise at the same step everywhere: SIGTERM is then left to
-    jax's preemption service, which makes the processes agree.
+    With several processes the flag must rise at the same step everywhere: SIGTERM (and so notices
+    of maintenance) is then left to jax's preemption service, which makes the processes agree on
+    one. SIGINT is turned into it.
     """
 
     def __init__(self):
@@ -21,9 +22,13 @@ class Interrupt:
         self._several = jax.process_count() > 1
 
     def __enter__(self) -> "Interrupt":
-        if threading.current_thread() is threading.main_thread() and not self._several:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            if self._several:
+                # jax has put its own handler on SIGTERM when the processes were joined.
+                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._pass_on)
+            else:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception) -> None:
@@ -34,14 +39,25 @@ class Interrupt:
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = signal.Signals(number).name
-        # Not print: the signal may have come in the middle of one.
-        os.write(
-            2, f"\n{self.signal}: saving after this step; once more to stop at once\n".encode()
-        )
+        _write(f"\n{self.signal}: saving after this step; once more to stop at once\n")
+
+    def _pass_on(self, number, frame) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = signal.Signals(number).name
+        _write(f"\n{self.signal}: all processes will save at one step; once more to stop at once\n")
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
         """Whether to stop after ``step``; the same answer on every process."""
-        if self._several:
-            if multihost_utils.reached_preemption_sync_point(step):
-                self.signal = "SIGTERM"
-        return self.signal is not None
+        if not self._several:
+            return self.signal is not None
+        if multihost_utils.reached_preemption_sync_point(step):
+            self.signal = self.signal or "SIGTERM"
+            return True
+        return False
+
+
+def _write(text: str) -> None:
+    # Not print: the signal may have come in the middle of one.
+    os.write(2, text.encode())

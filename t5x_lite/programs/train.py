@@ -2,9 +2,6 @@
 
 import argparse
 import contextlib
-import math
-import os
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,18 +22,24 @@ from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs import describe, folder
 from t5x_lite.programs.interrupt import Interrupt
+from t5x_lite.programs.lock import Lock
+from t5x_lite.programs.recorder import Recorder, say
 from t5x_lite.programs.setup import data_shards, set_up
+from t5x_lite.training import garbage
 from t5x_lite.training.checkpoints import CheckpointConfig, Checkpoints, restore_params
+from t5x_lite.training.goodput import Goodput
+from t5x_lite.training.guards import SpikeGuard
+from t5x_lite.training.recovery import restore_newest, save_surely
 from t5x_lite.training.state import abstract_state, init_state
 from t5x_lite.training.step import Loss, check_microbatches, make_eval_step, make_train_step
-from t5x_lite.training.telemetry import Chronometer, mfu
-from t5x_lite.training.trackers import Console, JsonLines, TensorBoard, Trackers
+from t5x_lite.training.watchdog import WatchdogConfig
 
 
 def main(args: argparse.Namespace) -> int:
     distributed.initialize(args.coordinator_address, args.process_count, args.process_index)
-    config.require("train")
-    train(dry_run=args.dry_run)
+    with distributed.failing_together():
+        config.require("train")
+        train(dry_run=args.dry_run)
     return 0
 
 
@@ -63,11 +66,14 @@ def train(
     eval_batch_count: int | None = 20,
     num_samples: int = 3,
     max_bad_steps: int = 10,
+    spike_guard: SpikeGuard | None = None,
+    watchdog: WatchdogConfig | None = None,
+    gc_period: int = 1000,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Trains until ``total_steps``; continues what it finds in ``model_dir``.
 
-    The state is taken from, in this order: the newest checkpoint in ``model_dir``;
+    The state is taken from, in this order: the newest sound checkpoint in ``model_dir``;
     ``initial_checkpoint``; random initialisation. All periods are in absolute steps.
 
     Args:
@@ -82,6 +88,9 @@ def train(
       eval_batch_count: batches of held-out data at each evaluation; None: all there are.
       num_samples: predictions shown after the last step.
       max_bad_steps: so many steps in a row whose loss or gradient isn't finite end the run.
+      spike_guard: skips updates whose loss or gradient norm is far above the latest ones.
+      watchdog: when a step counts as hanging, and whether that ends the process.
+      gc_period: steps between collections of Python's garbage.
       dry_run: build everything on abstract shapes, print it, and stop.
 
     Returns:
@@ -90,8 +99,9 @@ def train(
     Raises:
       UserError: anything about the configuration, the data or the folder that can't work.
       FloatingPointError: after ``max_bad_steps``.
+      SaveError: the last state could not be saved.
     """
-    started = time.monotonic()
+    goodput = Goodput()
     loss, checkpoint = loss or Loss(), checkpoint or CheckpointConfig()
     if total_steps < 1:
         raise UserError(f"total_steps = {total_steps}: it must be at least 1.")
@@ -101,7 +111,7 @@ def train(
     check_microbatches(batch_size, num_microbatches, data_shards(setup))
     params, axes = setup.model.abstract_params(), setup.model.logical_axes()
     transform = optimizer.build(params, axes)
-    abstract = abstract_state(setup.model, transform, setup.mesh, setup.rules)
+    abstract = abstract_state(setup.model, transform, setup.mesh, setup.rules, spike_guard)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     train_step = jax.jit(
         make_train_step(
@@ -111,6 +121,7 @@ def train(
             loss=loss,
             num_microbatches=num_microbatches,
             seed=seed,
+            guard=spike_guard,
         ),
         donate_argnums=0,
         out_shardings=(shardings, None),
@@ -147,137 +158,116 @@ def train(
         )
 
     # ------------------------------------------------------------------- the run's folder
-    identity = folder.identity(setup, seed=seed, pack=pack)
-    if distributed.is_main_process():
-        folder.claim(model_dir, identity)
-    checkpoints = Checkpoints(model_dir, checkpoint)
-    latest = checkpoints.latest_step()
-    if latest is not None and latest >= total_steps:
-        say(f"{model_dir} is finished: step {latest:,} of {total_steps:,}. More: set total_steps.")
-        return describe.print_summary(model_dir, latest)
-    if distributed.is_main_process():
-        folder.write_description(model_dir, describe.parameter_table(abstract.params, axes))
-    describe.print_start(numbers)
-    for binding in config.unused_bindings():
-        say(f"warning: nothing here uses {binding}")
-
-    # ------------------------------------------------------------------- state
-    seconds = {}
-    if latest is not None:
-        restored, position, description = checkpoints.restore(latest, abstract.to_dict())
-        state = type(abstract)(**restored)
-        loader.restore(position[setup.rows])
-        seconds = description.get("seconds", {})
-        say(f"continuing from step {latest:,} of {model_dir}")
-    else:
-        state = init_state(setup.model, transform, abstract, seed)
-        if initial_checkpoint is not None:
-            found = restore_params(initial_checkpoint, abstract.params, initial_params)
-            state = folder.with_params(state, found)
-            say(f"starting from {initial_checkpoint}: {len(jax.tree.leaves(found))} parameters")
-    step = latest or 0
-
-    # ------------------------------------------------------------------- the loop
-    chronometer = Chronometer(state=seconds or None)
+    identity = folder.identity(setup, seed=seed, pack=pack, data=loader.fingerprint)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(use_mesh(setup.mesh, setup.rules))
-        interrupt = stack.enter_context(Interrupt())
-        stack.enter_context(checkpoints)
-        trackers = Trackers(
-            [
-                Console(total_steps),
-                JsonLines(os.path.join(model_dir, "metrics.jsonl"), resume_step=step),
-                TensorBoard(os.path.join(model_dir, "tensorboard"), resume_step=step),
-            ]
+        if distributed.is_main_process():
+            folder.claim(model_dir, identity)
+            stack.enter_context(Lock(model_dir))
+
+        # --------------------------------------------------------------- state
+        checkpoints = stack.enter_context(Checkpoints(model_dir, checkpoint))
+        with goodput.spend("restore"):
+            restored = restore_newest(checkpoints, abstract.to_dict())
+        earlier = restored.description if restored else {}
+        step = restored.step if restored else 0
+        if step >= total_steps:
+            say(
+                f"{model_dir} is finished: step {step:,} of {total_steps:,}. More: set total_steps."
+            )
+            return describe.print_summary(model_dir, step)
+        if distributed.is_main_process():
+            folder.write_description(model_dir, describe.parameter_table(abstract.params, axes))
+        describe.print_start(numbers)
+        for binding in config.unused_bindings():
+            say(f"warning: nothing here uses {binding}")
+        if restored:
+            state = type(abstract)(**restored.state)
+            loader.restore(restored.position[setup.rows])
+            say(f"continuing from step {step:,} of {model_dir}")
+        else:
+            state = init_state(setup.model, transform, abstract, seed, spike_guard)
+            if initial_checkpoint is not None:
+                found = restore_params(initial_checkpoint, abstract.params, initial_params)
+                state = folder.with_params(state, found)
+                say(f"starting from {initial_checkpoint}: {len(jax.tree.leaves(found))} parameters")
+        del restored  # the step donates the state's buffers
+
+        recorder = stack.enter_context(
+            Recorder(
+                model_dir,
+                setup,
+                goodput,
+                step=step,
+                total_steps=total_steps,
+                earlier=earlier,
+                flops=flops,
+                max_bad_steps=max_bad_steps,
+                watchdog=watchdog,
+                facts={"seed": seed, "last_checkpoint": step, "config": config.config_text()},
+            )
         )
-        stack.callback(trackers.close)
-        batches = stack.enter_context(contextlib.closing(prefetch(loader)))
 
         def evaluate_now(first: bool = False) -> dict[str, float]:
-            with chronometer.paused():
+            with recorder.away("evaluation"):
                 metrics = run_evaluation(eval_step, state.params, setup.place_all(held_out()))
                 if first:
                     baseline = unigram_baseline(held_out(), task.vocabulary.byte_lengths)
                     metrics |= {f"unigram_{name}": value for name, value in baseline.items()}
-                trackers.log(step, {f"eval/{name}": value for name, value in metrics.items()})
+                recorder.trackers.log(step, {f"eval/{k}": value for k, value in metrics.items()})
             return metrics
 
-        def save(metrics: dict[str, float] | None, position) -> None:
-            with chronometer.paused():
+        def save(metrics: dict[str, float] | None, position, ended: bool) -> None:
+            # What is logged of these steps is on the disk before a process can continue from here.
+            recorder.flush()
+            with recorder.away("checkpoint"), jax.transfer_guard("allow"):
                 checkpoints.save(
                     step,
                     state.to_dict(),
                     data_position=distributed.gather_rows(position, setup.rows, batch_size),
-                    description=identity
-                    | {"config": config.config_text(), "seconds": chronometer.state()},
+                    description=identity | recorder.state(ended) | {"config": config.config_text()},
                     metrics=metrics,
                 )
 
+        # --------------------------------------------------------------- the loop
+        stack.enter_context(use_mesh(setup.mesh, setup.rules))
+        interrupt = stack.enter_context(Interrupt())
+        batches = stack.enter_context(contextlib.closing(prefetch(loader)))
+        stack.enter_context(garbage.collector_off())
+        stack.enter_context(jax.transfer_guard("disallow"))
         if step == 0:
             evaluate_now(first=True)
-        chronometer.start(step)
-        tokens_since_log = 0
-        first_step_at = None
-        while step < total_steps:
-            batch = next(batches)
-            state, metrics = train_step(state, setup.place(batch.features))
-            step += 1
-            stop = interrupt.requested(step)
-            last = step == total_steps
-            if first_step_at is None:
-                # Its time is the compiler's; speed is counted from here.
-                jax.block_until_ready(metrics)
-                first_step_at = time.monotonic() - started
-                say(f"first step {first_step_at:.1f} s after the start")
-                chronometer.start(step)
-            tokens_since_log += setup.tokens_per_batch
-            if step % log_period == 0 or last or stop:
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                _check_finite(values, step, max_bad_steps)
-                lap = chronometer.lap(step, tokens_since_log)
-                tokens_since_log = 0
-                lap["seconds_left"] = chronometer.seconds_left(total_steps) or 0.0
-                used = mfu(flops, lap.get("seconds_per_step", 0.0), setup.mesh.devices.flat)
-                trackers.log(step, values | lap | ({"mfu": used} if used is not None else {}))
-            eval_metrics = None
-            if last or (step % eval_period == 0 and not stop):
-                eval_metrics = evaluate_now()
-            if checkpoints.should_save(step, last=last or stop):
-                save(eval_metrics, batch.position)
-            if stop:
-                break
-
-        checkpoints.wait()
+        stop = False
+        with recorder.training():
+            while step < total_steps and not stop:
+                with recorder.waiting_for_data():
+                    batch = next(batches)
+                state, metrics = train_step(state, setup.place(batch.features))
+                step += 1
+                recorder.made(step, metrics, batch.features)
+                garbage.collect(step, gc_period)
+                stop = interrupt.requested(step)
+                last = step == total_steps
+                if step % log_period == 0 or last or stop:
+                    recorder.log(step, metrics)
+                eval_metrics = None
+                if last or (step % eval_period == 0 and not stop):
+                    eval_metrics = evaluate_now()
+                if last or stop:
+                    save_surely(lambda: save(eval_metrics, batch.position, True), checkpoints)  # noqa: B023
+                elif checkpoints.should_save(step):
+                    save(eval_metrics, batch.position, False)
         if stop:
-            trackers.close()
             say(f"{interrupt.signal}: saved step {step:,}; the same command continues.")
             return {"step": step}
 
         # --------------------------------------------------------------- what it has learnt
         samples = []
         if num_samples:
-            samples = predict_samples(
-                setup.model, state.params, task, setup.lengths, count=num_samples
-            )
+            with jax.transfer_guard("allow"):
+                samples = predict_samples(
+                    setup.model, state.params, task, setup.lengths, count=num_samples
+                )
             for number, sample in enumerate(samples):
                 for name, text in sample.items():
-                    trackers.log_text(step, f"sample_{number}/{name}", text)
+                    recorder.trackers.log_text(step, f"sample_{number}/{name}", text)
     return describe.print_summary(model_dir, step, samples)
-
-
-def _check_finite(values: dict[str, float], step: int, max_bad_steps: int) -> None:
-    bad = int(values["bad_steps"])
-    if bad >= max_bad_steps:
-        raise FloatingPointError(
-            f"loss or gradient not finite in the {bad} steps up to step {step}: they changed "
-            f"nothing, the last checkpoint is good. Lower the learning rate, or clip (clip_norm)."
-        )
-    if bad:
-        say(f"warning: loss or gradient not finite at step {step}; the update was skipped")
-    assert bad or math.isfinite(values["loss"])
-
-
-def say(text: str) -> None:
-    """Prints a line, once for all processes."""
-    if distributed.is_main_process():
-        print(text, flush=True)

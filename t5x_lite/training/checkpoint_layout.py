@@ -29,8 +29,29 @@ def absolute(path: str | os.PathLike) -> epath.Path:
 
 
 def is_whole(path: epath.Path) -> bool:
-    """Returns whether a folder with a checkpoint's name has a checkpoint's parts."""
-    return (path / "description" / DESCRIPTION).exists() and (path / "state").exists()
+    """Returns whether a folder with a checkpoint's name has a checkpoint's parts.
+
+    Those that Orbax reads of every checkpoint must be readable: one bad byte there, in any of the
+    checkpoints, and it would open none of them.
+    """
+    if not (path / "description" / DESCRIPTION).exists() or not (path / "state").exists():
+        return False
+    metadata, metrics = (
+        _json_object(path / name) for name in ("_CHECKPOINT_METADATA", "metrics/metrics")
+    )
+    when = metadata.get("commit_timestamp_nsecs") if metadata else None
+    return metrics is not None and isinstance(when, int) and 0 < when < 2**62
+
+
+def _json_object(file: epath.Path) -> dict[str, Any] | None:
+    """Returns the JSON object in a file, {} if there is no file, None if it is something else."""
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class WholeSteps:
@@ -184,18 +205,26 @@ def require_sums(
     found = verification.checksums({prefix + name: leaf for name, leaf in named.items()})[0]
     if wrong := verification.differing(saved, found):
         raise Damaged(
-            f"The checkpoint {path} is damaged: {listed(wrong)} of {len(found)} arrays read from it "
-            "aren't what was saved (their checksums differ)."
+            f"The checkpoint {path} is damaged: {listed(wrong)} (of {len(found)} arrays) "
+            "isn't what was saved: checksums differ."
         )
 
 
-def set_aside(folder: epath.Path, step: int) -> epath.Path:
-    """Moves a step to damaged/STEP (or STEP-2, ...), where nothing reads or deletes it."""
+def set_aside(folder: epath.Path, name: str) -> epath.Path:
+    """Moves a step's folder to damaged/STEP (or STEP-2, ...), where nothing reads or deletes it."""
     damaged = folder / "damaged"
     damaged.mkdir(parents=True, exist_ok=True)
-    names = itertools.chain([str(step)], (f"{step}-{n}" for n in itertools.count(2)))
-    target = next(damaged / name for name in names if not (damaged / name).exists())
-    return (folder / str(step)).rename(target)
+    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+    target = next(damaged / n for n in names if not (damaged / n).exists())
+    return (folder / name).rename(target)
+
+
+def broken(folder: epath.Path) -> list[str]:
+    """Returns names of folders that were whole checkpoints once: no writer leaves such names.
+
+    On an object store, where nothing can be renamed, a killed writer does: there are none there.
+    """
+    return [] if "://" in str(folder) else [name for name in scan(folder)[1] if name.isdigit()]
 
 
 def clear_unfinished(folder: epath.Path) -> None:

@@ -182,14 +182,18 @@ class Checkpoints:
         if position is not None and _crc32(position) != description.get(
             "position_crc32", _crc32(position)
         ):
-            raise Damaged(f"The checkpoint {path} is damaged: the data position isn't what was saved.")
+            raise Damaged(f"The checkpoint {path} is damaged: its data position was another.")
         state = jax.tree.structure(abstract_state).unflatten(leaves[name] for name in wanted)
         self._same_state = step
         return state, position, description["run"]
 
     def set_aside(self, step: int) -> epath.Path:
         """Moves a damaged checkpoint to checkpoints/damaged/, and returns where it is now."""
-        return layout.set_aside(self.folder, step)
+        return layout.set_aside(self.folder, str(step))
+
+    def set_broken_aside(self) -> list[epath.Path]:
+        """Moves there all that bear a checkpoint's name and lack its parts; returns where to."""
+        return [layout.set_aside(self.folder, name) for name in layout.broken(self.folder)]
 
     def _path(self, step: int) -> epath.Path:
         steps = self.steps()
@@ -242,6 +246,7 @@ class Checkpoints:
           FloatingPointError: the state isn't finite (see `CheckpointConfig.require_finite`).
         """
         self._settle()
+        self._failure = None
         try:
             return self._save(step, state, data_position, description, metrics, force)
         except (UserError, FloatingPointError):
@@ -324,7 +329,8 @@ class Checkpoints:
         """Warns, and leaves the folder and this object as if the save hadn't been tried."""
         writer, self._writer, self._saving = self._writer, None, None
         self._same_state = None
-        self._failure = SaveError(f"step {step} couldn't be saved in {self.folder}: {_cause(error)}")
+        cause = _cause(error)
+        self._failure = SaveError(f"step {step} couldn't be saved in {self.folder}: {cause}")
         if writer is not None:
             with contextlib.suppress(Exception):  # it says again what failed
                 writer.close()
@@ -333,13 +339,15 @@ class Checkpoints:
         log.error(
             "Checkpoint of step %d NOT SAVED: %s. Training goes on, with step %s as the last good "
             "checkpoint; the next save is a new attempt.",
-            *(step, _cause(error), (layout.scan(self.folder)[0] or ["none"])[-1]),
+            *(step, cause, (layout.scan(self.folder)[0] or ["none"])[-1]),
         )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, *exception) -> None:
+        if kind is not None and jax.process_count() > 1:
+            self._saving = self._writer = None  # to wait is to wait for processes that may be gone
         self.close()
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -391,7 +399,9 @@ def _cause(error: BaseException) -> str:
     """The first line of what was at the root of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    text = f"{type(error).__name__}: {error}".split("\n")[0]
+    system = re.search(r"[^:]+ \[os_error_code=.*?\]", text)  # tensorstore's, after many long paths
+    return (system[0].strip() if system else text)[:300]
 
 
 def _version(package: str) -> str | None:

@@ -1,13 +1,19 @@
-"""The newest sound checkpoint: damaged ones are named and set aside, and the one before is taken."""
+"""The first and the last thing a run does with its checkpoints.
+
+The first: restoring the newest sound one, after damaged ones were named and set aside. The last:
+saving, with patience.
+"""
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from t5x_lite.errors import UserError
 from t5x_lite.parallel import distributed
-from t5x_lite.training.checkpoints import Checkpoints
+from t5x_lite.training.checkpoints import Checkpoints, SaveError
 from t5x_lite.training.verification import Damaged
 
 log = logging.getLogger(__name__)
@@ -31,6 +37,11 @@ def restore_newest(checkpoints: Checkpoints, abstract_state: Any) -> Restored | 
         are damaged (they have been moved, so a second start would begin at step 0).
     """
     moved = []
+    if distributed.is_main_process():
+        for target in checkpoints.set_broken_aside():
+            moved.append(str(target))
+            log.error("A checkpoint lacks parts, or they can't be read: it is kept as %s.", target)
+    distributed.any_process(False)  # nobody looks before they are gone
     while (step := checkpoints.latest_step()) is not None:
         problem: Damaged | None = None
         try:
@@ -52,9 +63,32 @@ def _set_aside(checkpoints: Checkpoints, step: int, problem: Damaged | None) -> 
     target = ""
     if distributed.is_main_process():
         target = str(checkpoints.set_aside(step))
-    distributed.any_process(False)  # nobody looks for the next one before this one is gone
+    distributed.any_process(False)
     log.error(
         "%s It is kept as %s; going on from the checkpoint before it.",
         *(problem or "Another process found this checkpoint damaged.", target),
     )
     return target
+
+
+def save_surely(
+    save: Callable[[], None],
+    checkpoints: Checkpoints,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Calls `save` and waits; tries again for ten seconds, as a full disk may get room.
+
+    Not longer: who sent SIGTERM gives half a minute or so.
+
+    Raises:
+      SaveError: the state could not be saved.
+    """
+    for wait in (1, 3, 6, None):
+        try:
+            save()
+            checkpoints.wait()
+            return
+        except SaveError:
+            if wait is None:
+                raise
+            sleep(wait)

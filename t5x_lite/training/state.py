@@ -17,6 +17,7 @@ from t5x_lite.parallel.rules import (
     is_axis_names,
     tree_shardings,
 )
+from t5x_lite.training.guards import SpikeGuard
 
 
 @jax.tree_util.register_dataclass
@@ -25,13 +26,15 @@ class TrainState:
     """``step`` and ``bad_steps`` are int32 scalars; the trees hold float32 arrays.
 
     ``step`` counts batches seen; ``bad_steps`` the latest ones in a row whose loss or gradient
-    was not finite, and which therefore changed nothing else.
+    was not finite (or a spike), and which therefore changed nothing else; ``guard`` is what
+    `SpikeGuard` remembers, None without one.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     bad_steps: jax.Array
+    guard: Any = None
 
     def to_dict(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -47,14 +50,16 @@ def abstract_state(
     transform: optax.GradientTransformation,
     mesh: Mesh,
     rules: Mapping[str, MeshAxes],
+    guard: SpikeGuard | None = None,
 ) -> TrainState:
     """The state's shapes, dtypes and shardings; nothing is computed.
 
     Raises UserError for an axis that the mesh can't divide, and for heads that ``tensor`` can't.
     """
     params, axes = model.abstract_params(), model.logical_axes()
-    shapes = jax.eval_shape(lambda p: _new_state(p, transform), params)
-    state_axes = TrainState((), axes, optimizer_axes(shapes.opt_state, params, axes), ())
+    shapes = jax.eval_shape(lambda p: _new_state(p, transform, guard), params)
+    opt_axes = optimizer_axes(shapes.opt_state, params, axes)
+    state_axes = TrainState((), axes, opt_axes, (), guard.axes() if guard else None)
     shardings = tree_shardings(mesh, state_axes, rules)
     check_divisible(mesh, shapes, shardings)
     return _with_shardings(shapes, shardings)
@@ -75,19 +80,24 @@ def _with_shardings(shapes: Any, shardings: Any) -> Any:
 
 
 def init_state(
-    model: Model, transform: optax.GradientTransformation, abstract: TrainState, seed: int
+    model: Model,
+    transform: optax.GradientTransformation,
+    abstract: TrainState,
+    seed: int,
+    guard: SpikeGuard | None = None,
 ) -> TrainState:
     """Fresh parameters and optimizer state, every device computing only its own part."""
 
     def init(key: jax.Array) -> TrainState:
-        return _new_state(model.init(key), transform)
+        return _new_state(model.init(key), transform, guard)
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(init, out_shardings=shardings)(key_for(seed, "params"))
 
 
-def _new_state(params: Any, transform: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.int32(0), params, transform.init(params), jnp.int32(0))
+def _new_state(params: Any, transform: Any, guard: SpikeGuard | None) -> TrainState:
+    remembered = guard.init() if guard else None
+    return TrainState(jnp.int32(0), params, transform.init(params), jnp.int32(0), remembered)
 
 
 def optimizer_axes(opt_state: Any, params: Any, axes: Any) -> Any:

@@ -12,6 +12,7 @@ import optax
 
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model
+from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.losses import cross_entropy, loss_normalizer
 from t5x_lite.training.state import TrainState, key_for
 
@@ -43,15 +44,18 @@ def make_train_step(
     loss: Loss | None = None,
     num_microbatches: int = 1,
     seed: int = 0,
+    guard: SpikeGuard | None = None,
 ) -> TrainStep:
     """Returns (state, batch) -> (state, metrics), ready for jax.jit with the state donated.
 
     The loss is normalised over the whole global batch before it is cut into micro-batches, so
     their number changes neither loss nor gradients (but for rounding, and dropout's draws).
-    Dropout's key is a function of (seed, step). An update that isn't finite is not applied.
+    Dropout's key is a function of (seed, step). An update that isn't finite, or a spike by
+    ``guard``, is not applied.
 
-    Metrics (float32 scalars): loss (as optimised), cross_entropy and z_loss (per target token),
-    accuracy, target_tokens, grad_norm, learning_rate, bad_steps.
+    Metrics (scalars): loss (as optimised), cross_entropy and z_loss (per target token), accuracy,
+    target_tokens, grad_norm, learning_rate, bad_steps; and bad_parameter: the place, in tree
+    order, of the first parameter whose gradient isn't finite, or -1.
     """
     loss = loss or Loss()
 
@@ -76,18 +80,25 @@ def make_train_step(
         }
         rng = jax.random.fold_in(key_for(seed, "dropout"), state.step)
         grads, sums = _accumulate(grad_fn, state.params, batch, normalizer, rng, num_microbatches)
-        grad_norm = optax.tree.norm(grads)
+        squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]
+        grad_norm = jnp.sqrt(sum(squares))
+        not_finite = ~jnp.isfinite(jnp.stack(squares))
         learning_rate = schedule(state.step)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
 
-        good = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
+        good = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(learning_rate)
+        remembered = state.guard
+        if guard is not None:
+            spike, remembered = guard.update(state.guard, sums["loss"] / normalizer, grad_norm)
+            good &= ~spike
         keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
         new_state = TrainState(
             step=state.step + 1,
             params=jax.tree.map(keep, params, state.params),
             opt_state=jax.tree.map(keep, opt_state, state.opt_state),
             bad_steps=jnp.where(good, 0, state.bad_steps + 1),
+            guard=remembered,
         )
         tokens = jnp.maximum(sums["target_tokens"], 1.0)
         total_weight = jnp.maximum(jnp.sum(weights), 1e-9)
@@ -100,6 +111,7 @@ def make_train_step(
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "bad_steps": new_state.bad_steps,
+            "bad_parameter": jnp.where(not_finite.any(), jnp.argmax(not_finite), -1),
         }
         return new_state, metrics
 

@@ -5,17 +5,22 @@ The names that the console knows, and so the names to log them under: "loss", "l
 """
 
 import contextlib
+import io
 import json
+import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import numpy as np
 
 from t5x_lite.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Values = Mapping[str, float | str]
 
@@ -26,6 +31,8 @@ class Tracker(Protocol):
     def log(self, step: int, values: Values) -> None: ...
 
     def log_text(self, step: int, name: str, text: str) -> None: ...
+
+    def flush(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -53,16 +60,29 @@ class Trackers:
 
             process_index = jax.process_index()
         self._trackers = list(trackers) if process_index == 0 else []
+        self._warned: set[str] = set()
 
     def log(self, step: int, values: Values) -> None:
         # Converted once: for an array this waits for the device.
         values = {name: _plain(value) for name, value in values.items()} if self._trackers else {}
-        for tracker in self._trackers:
-            tracker.log(step, values)
+        self._each(lambda tracker: tracker.log(step, values))
 
     def log_text(self, step: int, name: str, text: str) -> None:
+        self._each(lambda tracker: tracker.log_text(step, name, text))
+
+    def flush(self) -> None:
+        """Writes what couldn't be written before, and waits until it is on the disk."""
+        self._each(lambda tracker: tracker.flush())
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        """A full disk must not end a run: what a tracker can't write is a warning."""
         for tracker in self._trackers:
-            tracker.log_text(step, name, text)
+            try:
+                call(tracker)
+            except OSError as error:
+                if (warning := f"{type(tracker).__name__}: {error}") not in self._warned:
+                    self._warned.add(warning)
+                    log.error("metrics could not be written: %s", warning)
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:  # closes all, even if one raises
@@ -78,7 +98,9 @@ class JsonLines:
 
     A run that resumes at step k trains the steps after k again: their old lines, and a last line
     cut short by a crash, are dropped before the first new line is appended. So a caller must log
-    what belongs to steps up to k before it saves the checkpoint of step k.
+    what belongs to steps up to k, and `flush`, before it saves the checkpoint of step k.
+
+    Lines that can't be written, as on a full disk, raise OSError and are written with the next.
 
     Args:
       path: the file; folders above it are made.
@@ -93,7 +115,8 @@ class JsonLines:
             raise UserError(f"{path} can't be appended to, being remote; give a local path.")
         self._path = Path(path)
         self._resume_step = resume_step
-        self._file: TextIO | None = None
+        self._file: io.FileIO | None = None
+        self._pending = b""
 
     def log(self, step: int, values: Values) -> None:
         line: dict[str, Any] = {"step": step}
@@ -101,20 +124,41 @@ class JsonLines:
             value = _plain(value)
             finite = not isinstance(value, float) or math.isfinite(value)
             line[name] = value if finite else repr(value)
+        self._pending += json.dumps(line, allow_nan=False).encode() + b"\n"
+        self._write()
+
+    def _write(self) -> None:
         if self._file is None:
             self._file = self._open()
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        whole = self._file.seek(0, os.SEEK_END)
+        try:
+            rest = memoryview(self._pending)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(whole)  # no line in part; the next attempt writes it again
+            raise
+        self._pending = b""
+
+    def flush(self) -> None:
+        if self._pending:
+            self._write()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def log_text(self, step: int, name: str, text: str) -> None:
         self.log(step, {name: text})
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        try:
+            if self._pending:
+                self._write()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
-    def _open(self) -> TextIO:
+    def _open(self) -> io.FileIO:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
             limit = math.inf if self._resume_step is None else self._resume_step
@@ -124,17 +168,34 @@ class JsonLines:
             beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             beside.replace(self._path)
         self._resume_step = None  # a tracker that is closed and used again appends
-        return self._path.open("a", encoding="utf-8")
+        return self._path.open("ab", buffering=0)
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Returns the objects of a file of `JsonLines`, without a last line that was cut short."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """Returns the objects of a file of `JsonLines`, without a last line that was cut short.
+
+    Lines that are no such objects, as a damaged disk may leave, are passed over with a warning.
+    """
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    found = [_parsed(line) for line in lines[:-1] if line]
+    if bad := found.count(None):
+        log.warning("%s: %d lines can't be read and are passed over", path, bad)
+    return [line for line in found if line is not None]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and type(value.get("step")) is int else None
 
 
 class TensorBoard:
     """TensorBoard event files, by tensorboardX.
+
+    Events are written by the caller's thread: tensorboardX's own would end at the first error of a
+    full disk, and its queue then block training for good.
 
     Args:
       folder: a run's log folder.
@@ -146,30 +207,41 @@ class TensorBoard:
         self._purge = None if resume_step is None else resume_step + 1
         self._writer = None
 
-    def _open(self):
-        if self._writer is None:
-            from tensorboardX import SummaryWriter
+    def _add(self, step: int, **content: Any) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-            self._writer = SummaryWriter(self._folder, purge_step=self._purge)
-            self._purge = None
-        return self._writer
+        if self._writer is None:
+            os.makedirs(self._folder, exist_ok=True)
+            # Two processes that start within a second must not take one file.
+            self._writer = EventsWriter(os.path.join(self._folder, "events"), f".{os.getpid()}")
+            if self._purge is not None:
+                start = SessionLog(status=SessionLog.START)
+                for what in ({"file_version": "brain.Event:2"}, {"session_log": start}):
+                    self._writer.write_event(Event(step=self._purge, wall_time=time.time(), **what))
+                self._purge = None
+        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
 
     def log(self, step: int, values: Values) -> None:
+        from tensorboardX import summary
+
         for name, value in values.items():
             value = _plain(value)
-            if isinstance(value, str):
-                self._open().add_text(name, value, step)
-            else:
-                self._open().add_scalar(name, value, step)
-        self._open().flush()
+            make = summary.text if isinstance(value, str) else summary.scalar
+            self._add(step, summary=make(name, value))
+        self.flush()
 
     def log_text(self, step: int, name: str, text: str) -> None:
         self.log(step, {name: text})
 
-    def close(self) -> None:
+    def flush(self) -> None:
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+            self._writer.flush()
+
+    def close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
 
 class Console:
@@ -206,6 +278,9 @@ class Console:
 
     def log_text(self, step: int, name: str, text: str) -> None:
         self._show(f"step {step:,}  {name}: {text}", redraw=False)
+
+    def flush(self) -> None:
+        pass
 
     def close(self) -> None:
         if self._live is not None:

@@ -58,9 +58,10 @@ def command(verb: str, *flags: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(folder):
-    """The run's folder, trained by the command."""
+    """The run's folder, trained by the command; importing tensorflow would be an ImportError."""
     with config.fresh(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setitem(sys.modules, "tensorflow", None)
         assert cli.main(command("train")) == 0
     return folder / "run"
 

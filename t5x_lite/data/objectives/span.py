@@ -39,14 +39,21 @@ def random_spans_noise_mask(
     """
     if noise_density == 0:
         return np.zeros(length, bool)
-    noise, spans = noise_counts(length, noise_density, mean_span_length)
-    noise_edges = _random_edges(noise, spans, rng)
-    kept_edges = _random_edges(max(length, 2) - noise, spans, rng)
+    kept_edges, noise_edges = _span_edges(length, noise_density, rng, mean_span_length)
     # Noise span i lies between kept spans i and i + 1: +1 where it begins, -1 where it ends.
     steps = np.zeros(max(length, 2) + 1, np.int8)
     steps[kept_edges[1:] + noise_edges[:-1]] = 1
     steps[kept_edges[1:] + noise_edges[1:]] = -1
     return steps.cumsum(dtype=np.int8)[:length].view(bool)
+
+
+def _span_edges(
+    length: int, noise_density: float, rng: np.random.Generator, mean_span_length: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the kept spans end, put together, and the noise spans: int64 [spans + 1] from 0."""
+    noise, spans = noise_counts(length, noise_density, mean_span_length)
+    noise_edges = _random_edges(noise, spans, rng)
+    return _random_edges(max(length, 2) - noise, spans, rng), noise_edges
 
 
 def _random_edges(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
@@ -85,6 +92,33 @@ def nonnoise_span_to_unique_sentinel(
 ) -> np.ndarray:
     """The complement: keeps the noise and replaces each run of False by a sentinel."""
     return noise_span_to_unique_sentinel(tokens, ~mask, first_sentinel)
+
+
+def corrupt_spans(
+    tokens: np.ndarray, kept_edges: np.ndarray, noise_edges: np.ndarray, first_sentinel: int
+) -> Example:
+    """Both features at once, and without a mask, in half the time: what the two functions above
+    make of the mask of these edges (int64 [spans + 1] each, kept span first).
+    """
+    spans = np.arange(len(noise_edges) - 1)
+    begins = kept_edges[1:] + noise_edges[:-1]  # of the noise spans in the text
+    sentinels = first_sentinel - spans
+    # Which token stands at each place: one after the other, save at the jumps. The place of a
+    # sentinel gets some token first.
+    steps = np.ones(kept_edges[-1] + len(spans), np.int64)
+    places, steps[0] = kept_edges[1:] + spans, 0
+    steps[places[:-1] + 1] = noise_edges[1:-1] - noise_edges[:-2]
+    inputs = tokens[steps.cumsum()]
+    inputs[places] = sentinels
+    steps = np.ones(noise_edges[-1] + len(spans), np.int64)
+    places, steps[0] = noise_edges[:-1] + spans, begins[0] - 1
+    steps[places[1:]] = kept_edges[2:] - kept_edges[1:-1]
+    targets = tokens[steps.cumsum()]
+    targets[places] = sentinels
+    return {
+        "inputs": inputs.astype(np.int32, copy=False),
+        "targets": targets.astype(np.int32, copy=False),
+    }
 
 
 @functools.lru_cache
@@ -156,8 +190,11 @@ class SpanCorruption:
                 f"{len(tokens)} tokens have {spans} noise spans, the vocabulary has "
                 f"{vocabulary.num_sentinels} sentinels: shorten inputs or give it more extra ids"
             )
-        mask = random_spans_noise_mask(len(tokens), self.noise_density, rng, self.mean_span_length)
         first = vocabulary.size - 1
+        if len(tokens) > 1:
+            edges = _span_edges(len(tokens), self.noise_density, rng, self.mean_span_length)
+            return corrupt_spans(tokens, *edges, first)
+        mask = random_spans_noise_mask(len(tokens), self.noise_density, rng, self.mean_span_length)
         return {
             "inputs": noise_span_to_unique_sentinel(tokens, mask, first),
             "targets": nonnoise_span_to_unique_sentinel(tokens, mask, first),
