@@ -75,7 +75,9 @@ class Campaign:
         self.folder, self.steps, self.rng = folder, steps, random.Random(seed)
         self.faults: collections.Counter[str] = collections.Counter()
         self.trouble: list[str] = []  # what must not happen, in words
-        self.redone = self.starts = self.failed_saves = self.set_aside = self.mismatches = self.crashes = 0
+        self.redone = self.starts = self.failed_saves = self.set_aside = self.mismatches = (
+            self.crashes
+        ) = 0
         self.start_seconds = 10.0
         folder.mkdir(parents=True, exist_ok=True)
         self.text = folder / "text.txt"
@@ -287,9 +289,9 @@ def logged(run: Path, name: str) -> dict[int, float]:
     values: dict[int, float] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
-        if name in record:
-            if values.setdefault(record["step"], record[name]) != record[name]:
-                values[record["step"]] = float("nan")
+        value = record.get(name)
+        if name in record and values.setdefault(record["step"], value) != value:
+            values[record["step"]] = float("nan")
     return values
 
 

@@ -143,6 +143,15 @@ class BatchLoader(Iterator[Batch]):
         if self._workers is not None:
             self._workers.close()
 
+    def shares(self, position: np.ndarray) -> dict[str, float]:
+        """Of the documents drawn up to a position, the share of each task; {} for a single task."""
+        names = [task.name for task, _ in self._task.leaves]
+        pairs = np.asarray(position)[:, 1 : 1 + 2 * len(names)].reshape(-1, len(names), 2)
+        drawn = (pairs[..., 0] + (pairs[..., 1] > 0)).sum(axis=0)  # begun ones count
+        if len(names) == 1:
+            return {}
+        return dict(zip(names, (drawn / max(drawn.sum(), 1)).tolist(), strict=True))
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of all that the batches depend on: equal ones may exchange positions."""

@@ -10,6 +10,7 @@ from t5x_lite import config
 from t5x_lite.parallel import distributed
 from t5x_lite.programs.setup import Setup
 from t5x_lite.training import state as state_lib
+from t5x_lite.training.goodput import shares
 from t5x_lite.training.telemetry import peak_flops
 from t5x_lite.training.trackers import duration, read_json_lines, short
 
@@ -93,7 +94,8 @@ def print_summary(
     """Prints and returns what the run achieved, from what it logged.
 
     Keys: step, first and last (evaluation metrics), unigram_loss, unigram_bits_per_byte,
-    tokens_per_second (median), train_seconds, checkpoint.
+    tokens_per_second (median), train_seconds, goodput and time (see training/goodput.py),
+    restarts, checkpoint.
     """
     lines = read_json_lines(os.path.join(model_dir, "metrics.jsonl"))
     evals = [line for line in lines if "eval/loss" in line]
@@ -105,6 +107,9 @@ def print_summary(
         "tokens_per_second": rates[len(rates) // 2] if rates else None,
         "train_seconds": seconds[-1] if seconds else None,
     }
+    if timed := [line for line in lines if "goodput" in line]:
+        summary |= {name: timed[-1][name] for name in ("goodput", "restarts")}
+        summary["time"] = shares(timed[-1])
     if evals:
         summary |= {"first": _eval_values(evals[0]), "last": _eval_values(evals[-1])}
         for name in ("unigram_loss", "unigram_bits_per_byte"):
@@ -136,6 +141,10 @@ def _summary_lines(
             f"{'speed':>20}  {short(summary['tokens_per_second'])} tokens/s, "
             f"{duration(summary['train_seconds'])} of training"
         )
+    if "time" in summary:
+        lines.append(f"{'time':>20}  {summary['time']}")
+    if summary.get("restarts"):
+        lines.append(f"{'restarts':>20}  {summary['restarts']:.0f} after crashes")
     lines.append(f"{'checkpoint':>20}  {summary['checkpoint']}")
     lines += ["", "Next:"]
     gin_file = os.path.join(model_dir, "config.gin")

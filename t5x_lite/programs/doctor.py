@@ -22,6 +22,7 @@ REQUIRED = {
     "optax": "0.2.8",
     "orbax-checkpoint": "0.12.8",
     "grain": "0.2.18",
+    "etils": "1.9",
     "gin-config": "0.5",
     "sentencepiece": "0.2.1",
     "numpy": "2.0",

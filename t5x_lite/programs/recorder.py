@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from t5x_lite.data.features import padding_share
 from t5x_lite.parallel import distributed
 from t5x_lite.programs.setup import Setup
 from t5x_lite.training.goodput import Goodput
@@ -99,11 +100,16 @@ class Recorder:
             say(f"first step {since:.1f} s after the start")
         else:
             self._tokens += self._setup.tokens_per_batch
+        self._features = features
         self._watchdog.beat(step)
         self._skipped.after(step, metrics, features)
 
-    def log(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Logs a training step's metrics, speed and goodput; waits for the device."""
+    def log(self, step: int, metrics: Mapping[str, jax.Array], shares: Mapping[str, float]) -> None:
+        """Logs a training step's metrics, speed and goodput; waits for the device.
+
+        ``shares``: of the documents drawn so far, those of each task. They, and the padding, are
+        of the rows that this process feeds.
+        """
         self._skipped.flush()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         del values["bad_parameter"]
@@ -113,6 +119,8 @@ class Recorder:
         devices = self._setup.mesh.devices.flat
         if (used := mfu(self._flops, lap.get("seconds_per_step", 0.0), devices)) is not None:
             lap["mfu"] = used
+        values["padding_share"] = padding_share(self._features)
+        values |= {f"drawn/{task}": share for task, share in shares.items()}
         self.trackers.log(step, values | lap | self._goodput.values())
 
     def flush(self) -> None:

@@ -147,9 +147,9 @@ def train(
         rows=setup.rows,
     )
 
-    def held_out():
+    def held_out(part: Task | Mixture = task):
         return eval_batches(
-            task,
+            part,
             lengths=dict(lengths),
             batch_size=batch_size,
             architecture=model.architecture,
@@ -210,6 +210,10 @@ def train(
         def evaluate_now(first: bool = False) -> dict[str, float]:
             with recorder.away("evaluation"):
                 metrics = run_evaluation(eval_step, state.params, setup.place_all(held_out()))
+                for leaf, _ in task.leaves if isinstance(task, Mixture) else ():
+                    batches = setup.place_all(held_out(leaf))
+                    found = run_evaluation(eval_step, state.params, batches)
+                    metrics |= {f"{leaf.name}/{name}": value for name, value in found.items()}
                 if first:
                     baseline = unigram_baseline(held_out(), task.vocabulary.byte_lengths)
                     metrics |= {f"unigram_{name}": value for name, value in baseline.items()}
@@ -248,7 +252,7 @@ def train(
                 stop = interrupt.requested(step)
                 last = step == total_steps
                 if step % log_period == 0 or last or stop:
-                    recorder.log(step, metrics)
+                    recorder.log(step, metrics, loader.shares(batch.position))
                 eval_metrics = None
                 if last or (step % eval_period == 0 and not stop):
                     eval_metrics = evaluate_now()

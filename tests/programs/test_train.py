@@ -223,3 +223,15 @@ def test_what_is_written_beside_a_run(tmp_path):
     assert [line["step"] for line in evals] == [0, 1, 2]
     assert evals[0]["eval/unigram_loss"] < evals[0]["eval/loss"]
     assert {"eval/perplexity", "eval/accuracy", "eval/bits_per_byte"} <= evals[0].keys()
+
+
+def test_a_mixture_reports_each_of_its_tasks(tmp_path):
+    tasks = [dataclasses.replace(tiny.task(), name=name) for name in ("much", "little")]
+    mixture = tl.Mixture("both", tasks, rates=[3, 1])
+    train(**tiny.arguments(tmp_path / "run", task=mixture, total_steps=2))
+    lines = [json.loads(s) for s in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = {name: value for line in lines for name, value in line.items()}
+    assert last["eval/much/loss"] > 0 and last["eval/little/target_tokens"] > 0
+    assert last["drawn/much"] + last["drawn/little"] == pytest.approx(1)
+    assert last["drawn/much"] > 0.5
+    assert 0 <= last["padding_share"] < 1

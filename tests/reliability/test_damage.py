@@ -26,8 +26,11 @@ MESH = make_mesh(MeshConfig(data=4, fsdp=2))
 POSITION = np.arange(12).reshape(4, 3) + 2**40
 
 
-def placed(x, spec=PartitionSpec("data")):
-    return jax.device_put(x, NamedSharding(MESH, spec if x.ndim else PartitionSpec()))
+ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
+
+
+def placed(x, spec=ROWS):
+    return jax.device_put(x, NamedSharding(MESH, spec if x.ndim else WHOLE))
 
 
 def state(seed: int, rows: int = 512):

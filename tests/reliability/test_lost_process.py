@@ -63,7 +63,8 @@ def test_when_one_is_killed_all_end_and_another_number_goes_on(
         if index != victim:
             assert status != 0
             assert re.search(
-                "another process of this run has ended|another task died", processes.output(run, index)
+                "another process of this run has ended|another task died",
+                processes.output(run, index),
             )
     assert time.monotonic() - began < 60
     assert Checkpoints(run).latest_step() >= 5

@@ -62,7 +62,9 @@ def test_a_long_run_between_two_crashes_starts_the_count_again(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_the_child_and_nothing_is_started_again(tmp_path, number):
-    code = "signal.signal(signal.%s, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(60)"
+    code = (
+        "signal.signal(signal.%s, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(60)"
+    )
     script = (
         "import sys; from t5x_lite.programs.supervisor import supervise;"
         f"sys.exit(supervise({child(tmp_path, code % number.name)!r}, 3))"

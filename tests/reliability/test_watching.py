@@ -81,7 +81,7 @@ def test_an_orderly_stop_loses_nothing():
 
 
 def watchdog(clock, running, **config):
-    stream = tempfile.TemporaryFile("w+")  # stacks are written to a descriptor
+    stream = tempfile.TemporaryFile("w+")  # noqa: SIM115
     ended = []
     dog = Watchdog(
         WatchdogConfig(**config), lambda: running[0], clock=clock, stream=stream, end=ended.append
