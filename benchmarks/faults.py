@@ -283,6 +283,23 @@ class Campaign:
                 self.mismatches += 1
                 self.fail(run, f"{name} differs after the last step")
 
+    def report(self, runs: int, began: float) -> dict:
+        return {
+            "runs": runs,
+            "faults": sum(self.faults.values()),
+            "faults_by_kind": dict(self.faults),
+            "full_disk_by": "tmpfs" if self.mounted else "file size limit",
+            "processes_started": self.starts,
+            "steps_per_run": self.steps,
+            "steps_redone": self.redone,
+            "checkpoints_set_aside": self.set_aside,
+            "saves_that_failed": self.failed_saves,
+            "mismatches": self.mismatches,
+            "crashes_on_start": self.crashes,
+            "trouble": self.trouble,
+            "seconds": round(time.monotonic() - began, 1),
+        }
+
 
 def logged(run: Path, name: str) -> dict[int, float]:
     """step -> value; a value that was logged twice and differently counts as a difference."""
@@ -348,23 +365,11 @@ def main() -> int:
             campaign.finish(run)
             campaign.compare(run, reference)
             shutil.rmtree(run)
+            so_far = campaign.report(trials, began)
+            (folder / "report.json").write_text(json.dumps(so_far, indent=1))
     finally:
         campaign.close()
-    report = {
-        "runs": trials,
-        "faults": sum(campaign.faults.values()),
-        "faults_by_kind": dict(campaign.faults),
-        "full_disk_by": "tmpfs" if campaign.mounted else "file size limit",
-        "processes_started": campaign.starts,
-        "steps_per_run": args.steps,
-        "steps_redone": campaign.redone,
-        "checkpoints_set_aside": campaign.set_aside,
-        "saves_that_failed": campaign.failed_saves,
-        "mismatches": campaign.mismatches,
-        "crashes_on_start": campaign.crashes,
-        "trouble": campaign.trouble,
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    report = campaign.report(trials, began)
     if args.json:
         print(json.dumps(report, indent=1))
     else:

@@ -259,8 +259,9 @@ def test_a_verb_with_a_root_gets_its_config(verb, capsys, monkeypatch):
 
 def test_ctrl_c_ends_with_one_line():
     code = """
-import sys, time, types
+import signal, sys, time, types
 from t5x_lite import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit "ignore"
 def main(args):
     print("started", flush=True)
     time.sleep(60)

@@ -9,6 +9,7 @@ import logging
 import mmap
 import os
 import uuid
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from glob import glob
@@ -83,13 +84,14 @@ def cached_arrays(
     if size < INDEX_BYTES:
         return make()
     path = cache_folder("indices") / f"{key}.npz"
-    if not path.exists():
-        arrays = make()
-        with written_whole(path) as temporary, open(temporary, "wb") as f:
-            np.savez(f, **arrays)
-        return arrays
-    with np.load(path) as arrays:
+    # A damaged file is made again, as if there were none.
+    unreadable = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
+    with contextlib.suppress(*unreadable), np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
+    arrays = make()
+    with written_whole(path) as temporary, open(temporary, "wb") as f:
+        np.savez(f, **arrays)
+    return arrays
 
 
 def version_of(path: str) -> str:

@@ -115,6 +115,8 @@ class JsonLines(_Rows):
             record = json.loads(row.decode())
         except json.JSONDecodeError as e:
             raise ValueError(f"no JSON ({e.msg} at character {e.pos})") from e
+        except RecursionError as e:
+            raise ValueError("JSON that is nested too deeply") from e
         if not isinstance(record, dict):
             raise ValueError(f"a JSON {type(record).__name__}, expected one object a line")
         return record

@@ -382,7 +382,7 @@ def _processor(model: bytes, path):
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} is not a SentencePiece model: give a .model file") from error
     found = (processor.pad_id(), processor.eos_id(), processor.unk_id())
     if found != (Vocabulary.pad_id, Vocabulary.eos_id, Vocabulary.unk_id):
@@ -394,7 +394,10 @@ def _processor(model: bytes, path):
 
 
 def _pieces(processor) -> list[str]:
-    return [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+    try:
+        return [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+    except UnicodeDecodeError as error:
+        raise UserError(f"a SentencePiece model has a piece that isn't UTF-8: {error}") from error
 
 
 def _begins_word(text: str) -> bool:

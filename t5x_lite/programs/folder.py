@@ -62,17 +62,17 @@ def claim(model_dir: str, wanted: dict[str, Any]) -> None:
                 f"{file} can't be read ({error}): take another model_dir, or remove the file "
                 f"if you are sure that the run in this folder is the same."
             ) from error
-        if found.get("data", wanted["data"]) != wanted["data"]:
-            raise UserError(
-                f"the training data isn't what it was when the run in {model_dir} began (its files "
-                f"or the objective have changed): put it back, take another model_dir, or remove "
-                f'"data" from {file} to go on with other batches.'
-            )
         differences = _differences(found, wanted | {"data": found.get("data")})
         if differences:
             raise UserError(
                 f"{model_dir} holds another run: {'; '.join(differences[:3])}. Take another "
                 f"model_dir (train.initial_checkpoint starts from this one's weights)."
+            )
+        if found.get("data", wanted["data"]) != wanted["data"]:
+            raise UserError(
+                f"the training data isn't what it was when the run in {model_dir} began (its files "
+                f"or the objective have changed): put it back, take another model_dir, or remove "
+                f'"data" from {file} to go on with other batches.'
             )
     elif others := _others(folder):
         some = ", ".join(others[:3])

@@ -123,7 +123,7 @@ MISTAKES = {
     "unknown macro": (["--gin.BATCH_SIZ=3"], "BATCH_SIZE"),
     "missing gin file": (["--gin_file=recipes/quickstat.gin"], "recipes/quickstart.gin"),
     "missing text": (["--gin.TEXT='no/such/*.txt'"], "no/such/*.txt"),
-    "empty corpus": (["--gin.TEXT='empty.txt'"], "split of its TextFiles holds no documents"),
+    "empty corpus": (["--gin.TEXT='empty.txt'"], "empty.txt is empty"),
     "small model vocabulary": (
         ["--gin.TransformerConfig.vocab_size=128"],
         "has 384 ids, the model only 128",

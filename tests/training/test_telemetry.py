@@ -360,3 +360,34 @@ def test_mfu():
     assert mfu(1e12, 1.0, [*eight, device("Tesla T4")]) is None
     assert mfu(1e12, 1.0, jax.devices("cpu")) is None
     assert mfu(1e12, 0.0, eight) is None
+
+
+# A full disk.
+
+
+def test_lines_that_could_not_be_written_are_written_later(tmp_path, caplog):
+    import resource
+
+    path = tmp_path / "metrics.jsonl"
+    trackers = Trackers([JsonLines(path), TensorBoard(tmp_path / "tensorboard")], process_index=0)
+    trackers.log(1, {"loss": 1.0})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, before[1]))
+    try:
+        for step in range(2, 40):  # more than tensorboardX's queue would take
+            trackers.log(step, {"loss": 1.0 / step})
+        assert [line["step"] for line in read_json_lines(path)] == [1]
+        assert path.read_text().endswith("}\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    trackers.log(40, {"loss": 0.5})
+    trackers.close()
+    assert [line["step"] for line in read_json_lines(path)] == list(range(1, 41))
+    assert "metrics could not be written: JsonLines: [Errno 27]" in caplog.text
+
+
+def test_lines_that_are_no_lines_of_a_run_are_passed_over(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\x00\xff\n[]\n{"step": "2"}\n{"loss": 3}\n{"step": 4}\n{"st')
+    assert [line["step"] for line in read_json_lines(path)] == [1, 4]
+    assert "4 lines can't be read" in caplog.text
