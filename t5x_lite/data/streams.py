@@ -58,8 +58,7 @@ class TaskReader:
     def index(self, draw: int) -> int:
         """Which record the draw-th document is."""
         epoch, index = divmod(draw, len(self.records))
-        seed = hash64(f"{self._key}/{epoch}".encode())
-        return shuffled(index, len(self.records), seed)
+        return shuffled(index, len(self.records), _epoch_seed(self._key, epoch))
 
     def _tokens(self, index: int, draw: int) -> Tokens:
         if self.segment_length is None:
@@ -102,6 +101,11 @@ def shuffled(index: int, length: int, seed: int) -> int:
     from grain.experimental import index_shuffle  # late, as grain imports jax
 
     return index_shuffle(index, length - 1, seed % 2**32, 4)
+
+
+@functools.lru_cache(maxsize=256)
+def _epoch_seed(key: str, epoch: int) -> int:
+    return hash64(f"{key}/{epoch}".encode())
 
 
 @functools.lru_cache(maxsize=64)

@@ -68,7 +68,7 @@ class Task:
         record = self._record(records, index)
         tokens = self._encode(record, "text", index) if record else np.zeros(0, np.int32)
         if len(tokens) and self.objective.document_eos:
-            tokens = np.append(tokens, np.int32(self.vocabulary.eos_id))
+            tokens = np.concatenate((tokens, np.array([self.vocabulary.eos_id], np.int32)))
         return tokens
 
     def fields(self, records: Source, index: int) -> dict[str, np.ndarray]:

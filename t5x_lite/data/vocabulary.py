@@ -45,9 +45,9 @@ class Vocabulary(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """Returns int32 [tokens], without EOS; a literal `<extra_id_7>` becomes sentinel 7.
+        """Returns int32 [tokens] without EOS; a literal `<extra_id_7>` becomes sentinel 7.
 
-        Lone surrogates, which UTF-8 can't hold, are read as "?".
+        The array may be read-only. Lone surrogates, which UTF-8 can't hold, are read as "?".
         """
 
     @abc.abstractmethod
@@ -147,8 +147,7 @@ class SentencePieceVocabulary(Vocabulary):
         return self._model.sentinels
 
     def encode(self, text: str) -> np.ndarray:
-        ids = self._model.processor.encode(_without_surrogates(text))
-        return np.fromiter(ids, np.int32, len(ids))
+        return self._model.processor.encode(_without_surrogates(text), return_type="numpy")
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         pieces = self._model.pieces
