@@ -36,11 +36,6 @@ def wait_for_step(run, started, step):
         time.sleep(0.02)
 
 
-def finish(run, started):
-    for index, process in enumerate(started):
-        assert process.wait(240) == 0, processes.output(run, index)[-3000:]
-
-
 def assert_same_batches(run, expected):
     found = tiny.logged(run)
     assert list(found) == list(range(1, STEPS + 1))
@@ -54,7 +49,7 @@ def test_when_one_is_killed_all_end_and_another_number_goes_on(
     count, then, victim, expected, tmp_path
 ):
     run = tmp_path / "run"
-    started = processes.start(count, run, 1000)
+    started = processes.train(count, run, 1000)
     wait_for_step(run, started, 8)
     started[victim].kill()
     began = time.monotonic()
@@ -68,17 +63,17 @@ def test_when_one_is_killed_all_end_and_another_number_goes_on(
             )
     assert time.monotonic() - began < 60
     assert Checkpoints(run).latest_step() >= 5
-    finish(run, processes.start(then, run, STEPS))
+    processes.finish(run, processes.train(then, run, STEPS))
     assert_same_batches(run, expected)
 
 
 @pytest.mark.slow
 def test_sigterm_to_one_saves_all_at_one_step(expected, tmp_path):
     run = tmp_path / "run"
-    started = processes.start(2, run, 1000)
+    started = processes.train(2, run, 1000)
     wait_for_step(run, started, 7)
     started[1].send_signal(signal.SIGTERM)
-    finish(run, started)
+    processes.finish(run, started)
     saved = Checkpoints(run).latest_step()
     assert 7 <= saved < STEPS, "the next lines need some steps to be left"
     assert f"SIGTERM: saved step {saved}" in processes.output(run, 0)
