@@ -1,5 +1,7 @@
 """What the documentation shows is run: its commands in their order, its Python as it stands."""
 
+import argparse
+import inspect
 import re
 import shlex
 import subprocess
@@ -23,9 +25,12 @@ SMALL = [
 ]
 
 
+def read(document: str) -> str:
+    return (ROOT / document).read_text()
+
+
 def blocks(document: str, language: str) -> list[str]:
-    text = (ROOT / document).read_text()
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", read(document), flags=re.DOTALL)
 
 
 def commands(document: str) -> list[list[str]]:
@@ -50,15 +55,33 @@ def shrink(words: list[str]) -> list[str]:
     return words
 
 
-def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
+def run(document: str, *more: str) -> set[str]:
+    """Runs a document's commands, with `more`, in the current folder; returns their verbs."""
+    with config.fresh():
+        for words in commands(document):
+            assert cli.main([*shrink(words), *more]) == 0, words
+    return {words[0] for words in commands(document)}
+
+
+def test_the_commands_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    done = []
-    with config.fresh():
-        for words in commands("README.md"):
-            assert cli.main(shrink(words)) == 0, capsys.readouterr().err
-            done.append(words[0])
-    assert {"train", "eval", "infer", "vocab", "doctor"} <= set(done)
+    assert run("README.md") >= {"train", "eval", "infer", "vocab", "doctor"}
+
+
+def test_the_commands_of_the_page_on_reliability(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("T5X_LITE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "argparse.txt").write_text(inspect.getsource(argparse))
+    assert run("docs/reliability.md", "--gin.VOCABULARY_SIZE=1000") == {"train"}
+
+
+def test_the_programs_and_tests_that_the_page_on_reliability_names_exist():
+    named = re.findall(r"\b((?:tests|benchmarks)/[\w/]+\.(?:py|md))", read("docs/reliability.md"))
+    assert len(set(named)) > 8
+    for name in named:
+        assert (ROOT / name).exists(), name
 
 
 def test_the_python_of_the_readme(capsys):
