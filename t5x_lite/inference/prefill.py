@@ -76,7 +76,9 @@ def prefill(
     batch = {**batch, "decoder_input_tokens": tokens}
     cache = model.start_decoding(params, batch, tokens.shape[1] + size - 1)
     mask = valid if bidirectional else None
-    logits, cache = model.decode(params, cache, tokens, valid=valid, bidirectional=mask)
+    logits, cache = model.decode(
+        params, cache, tokens, valid=valid, bidirectional=mask, last_only=True
+    )
 
     def step(cache, last):
         logits, cache = model.decode(params, cache, last[:, None])

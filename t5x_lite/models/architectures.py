@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.functional.attention import segment_mask, soft_cap
+from t5x_lite.models.functional.attention import Mask, segment_mask, soft_cap
 from t5x_lite.models.layers import Embed
 from t5x_lite.models.transformer import DecoderBlock, EncoderBlock, Stack
 from t5x_lite.parallel.rules import constrain
@@ -32,13 +32,11 @@ class Transformer(nn.Module):
         self, tokens: jax.Array, segments: jax.Array, positions: jax.Array, train: bool = False
     ) -> jax.Array:
         """tokens, segment ids (0 = padding), positions int32 [B, S] -> [B, S, D]."""
-        index = jnp.arange(tokens.shape[1])
         encoded, _ = self.encoder(
             self.token_embedder(tokens, self.dtype),
             mask=segment_mask(segments, segments),
-            q_positions=index,
-            k_positions=index,
             positions=positions,
+            valid=segments > 0,
             train=train,
         )
         return encoded
@@ -47,30 +45,32 @@ class Transformer(nn.Module):
         self,
         tokens: jax.Array,
         *,
-        mask: jax.Array,
-        q_positions: jax.Array,
-        k_positions: jax.Array,
+        mask: Mask,
         positions: jax.Array,
         encoded: jax.Array | None = None,
-        cross_mask: jax.Array | None = None,
+        cross_mask: Mask | None = None,
         caches: Any = None,
         index: jax.Array | None = None,
+        valid: jax.Array | None = None,
         train: bool = False,
+        output: str = "logits",
     ) -> tuple[jax.Array, Any]:
         """tokens int32 [B, T] -> (logits float32 [B, T, V], caches); see `Stack`."""
         c = self.config
         x, caches = self.decoder(
             self.token_embedder(tokens, self.dtype),
             mask=mask,
-            q_positions=q_positions,
-            k_positions=k_positions,
             positions=positions,
             caches=caches,
             train=train,
             encoded=encoded,
             cross_mask=cross_mask,
             index=index,
+            valid=valid,
+            output=output,
         )
+        if output == "hidden":
+            return x, caches
         logits = self.token_embedder.logits(x) if c.tied_embeddings else x
         if c.tied_embeddings and c.scale_tied_logits:
             logits /= jnp.sqrt(jnp.float32(c.embed_dim))

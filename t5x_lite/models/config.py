@@ -5,6 +5,7 @@ import dataclasses
 import gin
 
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.models.functional.attention import IMPLEMENTATIONS
 from t5x_lite.models.functional.mlp import ACTIVATIONS
 
 ARCHITECTURES = ("encoder_decoder", "decoder_only")
@@ -13,7 +14,17 @@ CHOICES = {
     "positions": ("relative", "rope", "learned", "none"),
     "norm": ("rms", "layer"),
     "dtype": ("auto", "float32", "bfloat16"),
-    "remat": ("none", "full", "dots", "dots_no_batch"),
+    "remat": (
+        "none",
+        "full",
+        "dots",
+        "dots_no_batch",
+        "save_qkv",
+        "save_attention",
+        "minimal",
+        "offload",
+    ),
+    "attention": IMPLEMENTATIONS,
 }
 
 
@@ -41,6 +52,7 @@ class TransformerConfig:
     relative_buckets: int = 32
     relative_max_distance: int = 128
     rope_theta: float = 10_000.0
+    rope_scaling: tuple | None = None  # such as ("linear", 4.0); see functional/positions.py
     max_positions: int = 2048  # rows of the table of positions="learned"; others need none
     scale_attention: bool = False  # logits / sqrt(head_dim); T5 divides its initialiser instead
     qk_norm: bool = False  # RMS norm of queries and keys, per head
@@ -48,15 +60,31 @@ class TransformerConfig:
     logits_soft_cap: float | None = None
     tied_embeddings: bool = False
     scale_tied_logits: bool = True  # T5 1.0: logits / sqrt(embed_dim) when tied
-    use_bias: bool = False  # on projections
+    attention_window: int | None = None  # a decoder's tokens see so many, themselves included
+    use_bias: bool | str = False  # on projections; "qkv": on queries, keys and values only
     dropout_rate: float = 0.0
     init_std: float | None = None  # None: T5's initialisers; a number: GPT-2's normal(std)
     dtype: str = "auto"  # of activations; auto: bfloat16 on TPU and GPU, float32 on CPU
+    attention: str = "auto"  # how it is computed; see functional/attention.py, `choose`
     scan_layers: bool = True  # one compiled layer, parameters stacked [layers, ...]
+    num_experts: int = 0  # 0: all tokens share one MLP; see models/moe.py
+    experts_per_token: int = 2
+    capacity_factor: float | None = None  # times a row's even share; None: no token is dropped
+    normalize_expert_weights: bool = True  # several chosen experts' weights sum to 1 (Mixtral)
+    load_balance_loss: float = 0.01  # weights of what is added to a target token's loss
+    router_z_loss: float = 0.001
+    moe_every: int = 1  # experts in every so-manieth layer (2: in the second, fourth, ...)
     remat: str = "none"  # what is recomputed in the backward pass; see transformer.py
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        if self.rope_scaling is not None:
+            object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
+            self._check_rope_scaling(*self.rope_scaling)
+        if self.use_bias not in (True, False, "qkv"):
+            raise UserError(f"use_bias = {self.use_bias!r}: expected True, False or 'qkv'.")
+        if self.attention_window is not None and self.attention_window < 1:
+            raise UserError(f"attention_window = {self.attention_window}: expected 1 or more.")
         for field, choices in CHOICES.items():
             self._check_choice(field, getattr(self, field), choices)
         for activation in self.mlp_activations:
@@ -77,8 +105,41 @@ class TransformerConfig:
             )
         if self.positions == "rope" and self.head_dim % 2:
             raise UserError(f"head_dim = {self.head_dim} is odd: rope rotates pairs; make it even.")
+        if self.num_experts:
+            self._check_experts()
         if not 0.0 <= self.dropout_rate < 1.0:
             raise UserError(f"dropout_rate = {self.dropout_rate}: it must be in [0, 1).")
+
+    def _check_rope_scaling(self, kind: str = "", *numbers: float) -> None:
+        wanted = {"linear": 1, "llama3": 4}.get(kind)
+        if len(numbers) != wanted or any(isinstance(n, str) or n <= 0 for n in numbers):
+            raise UserError(
+                f"rope_scaling = {self.rope_scaling!r}: expected ('linear', factor) or ('llama3', "
+                f"factor, low, high, length)."
+            )
+
+    def _check_experts(self) -> None:
+        if not 1 <= self.experts_per_token <= self.num_experts:
+            raise UserError(
+                f"experts_per_token = {self.experts_per_token} with num_experts = "
+                f"{self.num_experts}: expected 1 to {max(self.num_experts, 1)}."
+            )
+        if self.capacity_factor is not None and not self.capacity_factor > 0.0:
+            raise UserError(
+                f"capacity_factor = {self.capacity_factor}: it must be above 0, such as 1.25, or "
+                f"None to drop no token."
+            )
+        if self.moe_every != 1 and self.scan_layers:
+            raise UserError(
+                f"moe_every = {self.moe_every} with scan_layers: scanned layers are all alike; "
+                f"set scan_layers = False, or moe_every = 1."
+            )
+        if self.moe_every < 1:
+            raise UserError(f"moe_every = {self.moe_every}: it must be at least 1.")
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the layer (from 0) has a mixture of experts in the place of its MLP."""
+        return self.num_experts > 0 and layer % self.moe_every == self.moe_every - 1
 
     @staticmethod
     def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:

@@ -9,8 +9,8 @@ def train_flops(config: TransformerConfig, lengths: Mapping[str, int], batch_siz
     """FLOPs of one training step: three times the forward pass's matrix products.
 
     Scores and values count in full (no discount for causal masks), embedding lookups are free,
-    padding counts as tokens. ``lengths`` are the features' (encoder_input_tokens,
-    decoder_target_tokens).
+    padding counts as tokens, and of a mixture's experts those that a token goes to, with the
+    router. ``lengths`` are the features' (encoder_input_tokens, decoder_target_tokens).
     """
     c = config
     T = lengths["decoder_target_tokens"]
@@ -18,10 +18,13 @@ def train_flops(config: TransformerConfig, lengths: Mapping[str, int], batch_siz
     width, kv_width = c.num_heads * c.head_dim, c.kv_heads * c.head_dim
     query_and_out, key_and_value = 2 * c.embed_dim * width, 2 * c.embed_dim * kv_width
     mlp = (len(c.mlp_activations) + 1) * c.embed_dim * c.mlp_dim
+    more = c.experts_per_token * mlp + c.embed_dim * c.num_experts - mlp  # than an MLP
 
     macs = c.num_encoder_layers * (S * (query_and_out + key_and_value + mlp) + 2 * S * S * width)
     decoder = T * (query_and_out + key_and_value + mlp) + 2 * T * T * width
     if c.has_encoder:
         decoder += T * query_and_out + S * key_and_value + 2 * T * S * width
     macs += c.num_decoder_layers * decoder + T * c.embed_dim * c.vocab_size
+    for length, layers in ((S, c.num_encoder_layers), (T, c.num_decoder_layers)):
+        macs += length * more * sum(map(c.has_experts, range(layers)))
     return 3 * 2 * float(macs) * batch_size

@@ -3,19 +3,24 @@
 Dimension letters: see functional/__init__.py.
 """
 
+import functools
 import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer
 
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.functional import attention as attn
+from t5x_lite.models.functional.context import over_context, stretches
 from t5x_lite.models.functional.mlp import gated
 from t5x_lite.models.functional.norms import layer_norm, rms_norm
-from t5x_lite.models.functional.positions import relative_bias, rotary
+from t5x_lite.models.functional.positions import RelativePositions, rotary
+from t5x_lite.parallel.gather import with_gathered
+from t5x_lite.parallel.platform import one_device, platform
 from t5x_lite.parallel.rules import constrain
 
 Cache = dict[str, jax.Array]
@@ -26,6 +31,17 @@ def kernel_init(config: TransformerConfig, distribution: str, divisor: float = 1
     if config.init_std is not None:
         return nn.initializers.normal(config.init_std)
     return nn.initializers.variance_scaling(1.0 / divisor**2, "fan_in", distribution)
+
+
+TOKENS = ("activation_batch", "activation_length", None)  # the axes of [B, T, features]
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., in] @ kernel [in, out]."""
+    if not one_device():
+        return x @ kernel
+    # Two matrices: of any other product's gradient, XLA's CPU backend transposes copies first.
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 class Dense(nn.Module):
@@ -40,7 +56,8 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(self.init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        y = x @ kernel.astype(x.dtype)
+        kernel = kernel.astype(x.dtype)
+        y = with_gathered(product, [x], [TOKENS], [kernel], [self.axes], TOKENS)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             y += self.param("bias", zeros, (self.features,), jnp.float32).astype(x.dtype)
@@ -56,11 +73,14 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
         scale = self.param("scale", ones, x.shape[-1:], jnp.float32)
+        # Checkpointed: x is kept for the backward pass anyway, what is computed of it is cheap.
         if self.config.norm == "rms":
-            return rms_norm(x, scale, self.config.norm_epsilon)
+            return jax.checkpoint(rms_norm, static_argnums=2)(x, scale, self.config.norm_epsilon)
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
         bias = self.param("bias", zeros, x.shape[-1:], jnp.float32)
-        return layer_norm(x, scale, bias, self.config.norm_epsilon)
+        return jax.checkpoint(layer_norm, static_argnums=3)(
+            x, scale, bias, self.config.norm_epsilon
+        )
 
 
 class Embed(nn.Module):
@@ -76,12 +96,18 @@ class Embed(nn.Module):
         self.embedding = self.param("embedding", init, (self.num, self.features), jnp.float32)
 
     def __call__(self, ids: jax.Array, dtype: Any) -> jax.Array:
-        return jnp.take(self.embedding, ids, axis=0).astype(dtype)
+        def read(ids: jax.Array, table: jax.Array) -> jax.Array:
+            # In float32 also where the table came in bfloat16: frequent ids sum many gradients.
+            return jnp.take(table.astype(jnp.float32), ids, axis=0).astype(dtype)
+
+        axes = [self.axes]
+        return with_gathered(read, [ids], [TOKENS[:2]], [self.embedding], axes, TOKENS, dtype)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> float32 [B, T, num]: the table as the output layer."""
         table = self.embedding.astype(x.dtype)
-        return jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32)
+        product = functools.partial(jnp.einsum, "BTD,VD->BTV", preferred_element_type=jnp.float32)
+        return with_gathered(product, [x], [TOKENS], [table], [self.axes], TOKENS)
 
 
 class LogitsDense(nn.Module):
@@ -95,29 +121,44 @@ class LogitsDense(nn.Module):
         init = nn.with_logical_partitioning(init, ("embed", "vocab"))
         kernel = self.param("kernel", init, (x.shape[-1], self.config.vocab_size), jnp.float32)
         kernel = kernel.astype(x.dtype)
-        return jnp.einsum("BTD,DV->BTV", x, kernel, preferred_element_type=jnp.float32)
+        product = functools.partial(jnp.einsum, "BTD,DV->BTV", preferred_element_type=jnp.float32)
+        return with_gathered(product, [x], [TOKENS], [kernel], [("embed", "vocab")], TOKENS)
 
 
 class RelativeBias(nn.Module):
-    """T5's bias table, one for all layers of a stack: [1, N, T, S] from positions [T], [S]."""
+    """T5's bias, described by its table, one for all layers of a stack; keys begin at 0."""
 
     config: TransformerConfig
     bidirectional: bool
 
     @nn.compact
-    def __call__(self, q_positions: jax.Array, k_positions: jax.Array) -> jax.Array:
+    def __call__(self, q_start: jax.Array | int) -> RelativePositions:
         c = self.config
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         init = nn.with_logical_partitioning(init, ("heads", "relpos_buckets"))
         shape = (c.num_heads, c.relative_buckets)
         table = self.param("rel_embedding", init, shape, jnp.float32)
-        return relative_bias(
-            table,
-            q_positions,
-            k_positions,
-            bidirectional=self.bidirectional,
-            max_distance=c.relative_max_distance,
-        )
+        return RelativePositions(table, q_start, 0, self.bidirectional, c.relative_max_distance)
+
+
+def implementation(
+    config: TransformerConfig, mask: attn.Mask, bias: Any, q: jax.Array, keys: int
+) -> str:
+    """The form of attention that is best for queries like q [B, T, ...] here."""
+    return attn.choose(
+        config.attention,
+        platform(),
+        queries=q.shape[1],
+        keys=keys,
+        head_dim=config.head_dim,
+        dtype=q.dtype,
+        bias=bias is not None,
+        prefix=mask.q_prefix is not None,
+        window=mask.window is not None,
+        soft_cap=config.attention_soft_cap is not None,
+        one_device=one_device(),
+        whole_rows=stretches() == 1,
+    )
 
 
 class Attention(nn.Module):
@@ -131,8 +172,8 @@ class Attention(nn.Module):
         x: jax.Array,
         memory: jax.Array | None,
         *,
-        mask: jax.Array | None,
-        bias: jax.Array | None = None,
+        mask: attn.Mask | jax.Array | None,
+        bias: attn.Bias = None,
         positions: jax.Array | None = None,
         cache: Cache | None = None,
         index: jax.Array | None = None,
@@ -141,15 +182,18 @@ class Attention(nn.Module):
         """Returns the output [B, T, D] and the cache with the new keys and values.
 
         ``cache`` holds "key" and "value" [B, S, K, H]. With ``index`` (self-attention) the keys
-        and values of x are written at it; without (cross-attention) the cache is complete.
+        and values of x are written at it; without (cross-attention) the cache is complete, and
+        may have fewer rows than x: then rows of x that follow each other share one.
         ``positions`` [B, T] are for rotary embeddings.
         """
         c = self.config
 
         def project(name: str, source: jax.Array, heads: int, divisor: float = 1.0) -> jax.Array:
             init = kernel_init(c, "normal", divisor)
-            dense = Dense(heads * c.head_dim, ("embed", "joined_kv"), init, c.use_bias, name=name)
-            y = dense(source).reshape(*source.shape[:-1], heads, c.head_dim)
+            bias = bool(c.use_bias)  # True or "qkv"
+            dense = Dense(heads * c.head_dim, ("embed", "joined_kv"), init, bias, name=name)
+            y = checkpoint_name(dense(source), name)
+            y = y.reshape(*source.shape[:-1], heads, c.head_dim)
             y = Norm(c, name=f"{name}_norm")(y) if c.qk_norm and name != "value" else y
             return constrain(
                 y, "activation_batch", "activation_length", "activation_heads", "activation_kv"
@@ -160,33 +204,37 @@ class Attention(nn.Module):
         q = project("query", x, c.num_heads, divisor)
         if cache is not None and index is None:
             k, v = cache["key"], cache["value"]
+            # Rows that share keys are as good as more queries of one row.
+            q = q.reshape(k.shape[0], -1, *q.shape[2:])
         else:
             source = x if memory is None else memory
             k = project("key", source, c.kv_heads)
             v = project("value", source, c.kv_heads)
         if c.positions == "rope" and positions is not None:
-            q, k = rotary(q, positions, c.rope_theta), rotary(k, positions, c.rope_theta)
+            turn = functools.partial(rotary, theta=c.rope_theta, scaling=c.rope_scaling)
+            q, k = turn(q, positions), turn(k, positions)
         if cache is not None and index is not None:
             start = (0, index, 0, 0)
             k = jax.lax.dynamic_update_slice(cache["key"], k.astype(cache["key"].dtype), start)
             v = jax.lax.dynamic_update_slice(cache["value"], v.astype(cache["value"].dtype), start)
             cache = {"key": k, "value": v}
 
-        y = attn.dot_product_attention(
-            q,
-            k,
-            v,
-            mask=mask,
-            bias=bias,
+        described = isinstance(mask, attn.Mask)
+        attend = functools.partial(
+            attn.dot_product_attention,
             scale=1 / math.sqrt(c.head_dim) if c.scale_attention else 1.0,
             logits_soft_cap=c.attention_soft_cap,
-            keep_weights=self._keep_weights(x.shape[0], k.shape[1], train),
+            implementation=implementation(c, mask, bias, q, k.shape[1]) if described else "xla",
         )
-        y = y.reshape(*x.shape[:-1], c.num_heads * c.head_dim)
-        out = Dense(
-            x.shape[-1], ("joined_kv", "embed"), kernel_init(c, "normal"), c.use_bias, name="out"
-        )
-        return out(y), cache
+        keep_weights = self._keep_weights(x.shape[0], k.shape[1], train)
+        if described:
+            y = over_context(attend, q, k, v, mask, bias, keep_weights)
+        else:
+            y = attend(q, k, v, mask=mask, bias=bias, keep_weights=keep_weights)
+        y = checkpoint_name(y.reshape(*x.shape[:-1], c.num_heads * c.head_dim), "attention_output")
+        bias = c.use_bias is True
+        out = Dense(x.shape[-1], ("joined_kv", "embed"), kernel_init(c, "normal"), bias, name="out")
+        return checkpoint_name(out(y), "out"), cache
 
     def _keep_weights(self, batch: int, keys: int, train: bool) -> jax.Array | None:
         """Dropout on attention weights, one draw for all queries of a row, as in T5X."""
@@ -205,21 +253,23 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         c = self.config
-        init = kernel_init(c, "truncated_normal")
+        init, bias = kernel_init(c, "truncated_normal"), c.use_bias is True
         names = (
             [f"wi_{i}" for i in range(len(c.mlp_activations))] if c.mlp_activations[1:] else ["wi"]
         )
         hidden = [
             constrain(
-                Dense(c.mlp_dim, ("embed", "mlp"), init, c.use_bias, name=name)(x),
+                checkpoint_name(Dense(c.mlp_dim, ("embed", "mlp"), init, bias, name=name)(x), "wi"),
                 "activation_batch",
                 "activation_length",
                 "activation_mlp",
             )
             for name in names
         ]
-        y = dropout(c, train)(gated(hidden, c.mlp_activations))
-        return Dense(x.shape[-1], ("mlp", "embed"), init, c.use_bias, name="wo")(y)
+        # Checkpointed: the projections are kept for the backward pass, their activations are not.
+        y = jax.checkpoint(gated, static_argnums=1)(hidden, c.mlp_activations)
+        y = dropout(c, train)(y)
+        return Dense(x.shape[-1], ("mlp", "embed"), init, bias, name="wo")(y)
 
 
 def dropout(config: TransformerConfig, train: bool, whole_sequence: bool = True) -> nn.Dropout:

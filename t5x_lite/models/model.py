@@ -1,6 +1,7 @@
 """A model as everything above this folder sees it: pure functions over plain nested dicts."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +9,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t5x_lite.models import moe
 from t5x_lite.models.architectures import Transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.functional.attention import decoder_mask, segment_mask
+from t5x_lite.models.functional.attention import Mask, decoder_mask, segment_mask
 
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
 Cache = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """The output layer: logits = soft_cap(hidden @ kernel / scale)."""
+
+    kernel: jax.Array  # [D, V], or the embedding's table [V, D]
+    vocab_axis: int
+    names: tuple[str, str]  # its logical axes
+    scale: float
+    soft_cap: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +79,42 @@ class Model:
     def apply(
         self, params: Params, batch: Batch, *, rng: jax.Array | None = None, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Teacher-forced logits, float32 [B, T, V], and auxiliary values.
+        """Teacher-forced logits, float32 [B, T, V], and auxiliary values (scalars).
 
-        ``rng`` is dropout's key, needed if ``train`` and the dropout rate is positive.
+        ``rng`` is dropout's key, needed if ``train`` and the dropout rate is positive. With
+        experts, the auxiliary values are those of `moe.auxiliary`; "loss" is to be added, once per
+        target token.
         """
-        rngs = {"dropout": rng} if train and rng is not None else None
-        variables = {"params": params}
-        return self._module.apply(variables, batch, train=train, rngs=rngs, method=_logits), {}
+        return self._run(params, batch, rng, train, "logits")
+
+    def _run(self, params, batch, rng, train, output):
+        options = {
+            "train": train,
+            "output": output,
+            "rngs": {"dropout": rng} if train and rng is not None else None,
+            "method": _logits,
+        }
+        variables, module = {"params": params}, self._module
+        if not self.config.num_experts:
+            return module.apply(variables, batch, **options), {}
+        result, reports = module.apply(variables, batch, **options, mutable=[moe.AUX])
+        return result, moe.auxiliary(self.config, reports[moe.AUX])
+
+    def hidden(
+        self, params: Params, batch: Batch, *, rng: jax.Array | None = None, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """As `apply`, but what the output layer is applied to, [B, T, D]; see `head`."""
+        return self._run(params, batch, rng, train, "hidden")
+
+    def head(self, params: Params) -> Head:
+        """The output layer, to be applied to `hidden`."""
+        c = self.config
+        if c.tied_embeddings:
+            table = params["token_embedder"]["embedding"]
+            scale = math.sqrt(c.embed_dim) if c.scale_tied_logits else 1.0
+            return Head(table, 0, ("vocab", "embed"), scale, c.logits_soft_cap)
+        kernel = params["decoder"]["logits_dense"]["kernel"]
+        return Head(kernel, 1, ("embed", "vocab"), 1.0, c.logits_soft_cap)
 
     def encode(self, params: Params, batch: Batch) -> jax.Array:
         """The encoder's output, [B, S, D], without dropout."""
@@ -111,6 +153,7 @@ class Model:
         *,
         valid: jax.Array | None = None,
         bidirectional: jax.Array | None = None,
+        last_only: bool = False,
     ) -> tuple[jax.Array, Cache]:
         """Appends tokens [B, T] to the cache; returns logits [B, T, V] and the new cache.
 
@@ -118,6 +161,7 @@ class Model:
           valid: bool [B, T], False for padding on the left of prompts of unequal length.
           bidirectional: bool [B, T], True for tokens that see each other both ways (prefix LM);
             they must come in one call.
+          last_only: logits [B, 1, V] of the last token only.
         """
         index, (B, T) = cache["index"], tokens.shape
         ones = jnp.ones((B, T), bool)
@@ -127,25 +171,29 @@ class Model:
             name: jax.lax.dynamic_update_slice(cache[name], value, (0, index))
             for name, value in new.items()
         }
-        q_positions = index + jnp.arange(T)
-        k_positions = jnp.arange(cache["valid"].shape[1])
-        seen = (k_positions <= q_positions[:, None])[None]  # [1, T, S]
-        seen |= new["prefix"][:, :, None] & cache["prefix"][:, None, :]
+        mask = Mask(
+            k_segments=cache["valid"].astype(jnp.int32),
+            q_prefix=new["prefix"],
+            k_prefix=cache["prefix"],
+            q_start=index,
+            causal=True,
+            window=self.config.attention_window,
+        )
         counts = jnp.cumsum(cache["valid"], axis=1, dtype=jnp.int32) - 1
         positions = jax.lax.dynamic_slice(counts, (0, index), (B, T))
         cross_mask = None
         if cache["encoder_segments"] is not None:
-            cross_mask = (cache["encoder_segments"] > 0)[:, None, None, :]
+            cross_mask = Mask(k_segments=cache["encoder_segments"])
         logits, layers = self._module.apply(
             {"params": params},
             tokens,
-            mask=(seen & cache["valid"][:, None, :])[:, None],
-            q_positions=q_positions,
-            k_positions=k_positions,
+            mask=mask,
             positions=jnp.maximum(positions, 0),
             cross_mask=cross_mask,
             caches=cache["layers"],
             index=index,
+            valid=new["valid"],
+            output="last" if last_only else "logits",
             method=Transformer.decode,
         )
         layers = {"self": layers, "cross": cache["layers"]["cross"]}
@@ -153,14 +201,16 @@ class Model:
 
     @staticmethod
     def map_cache(fn: Callable[[jax.Array, int], jax.Array], cache: Cache) -> Cache:
-        """Applies ``fn(array, batch_axis)`` to every array of the cache that has a batch axis."""
-        return {
-            "index": cache["index"],
-            "layers": jax.tree.map(lambda a: fn(a, 1), cache["layers"]),
-            **{
-                name: jax.tree.map(lambda a: fn(a, 0), cache[name])
-                for name in ("valid", "prefix", "encoder_segments")
-            },
+        """Applies ``fn(array, batch_axis)`` to every array that holds decoded rows.
+
+        Those of the encoder have a row for each batch entry, which its samples or beams, rows that
+        follow each other, share: they are neither copied nor reordered.
+        """
+        layers = cache["layers"]
+        return cache | {
+            "layers": layers | {"self": jax.tree.map(lambda a: fn(a, 1), layers["self"])},
+            "valid": fn(cache["valid"], 0),
+            "prefix": fn(cache["prefix"], 0),
         }
 
 
@@ -183,7 +233,9 @@ def _encode(module: Transformer, batch: Batch, train: bool = False) -> jax.Array
     return module.encode(batch["encoder_input_tokens"], segments, positions, train)
 
 
-def _logits(module: Transformer, batch: Batch, train: bool = False) -> jax.Array:
+def _logits(
+    module: Transformer, batch: Batch, train: bool = False, output: str = "logits"
+) -> jax.Array:
     # Padding is where the *targets* are 0: the first decoder input is 0 too, and is no padding.
     segments = _segments(batch, "decoder", "decoder_target_tokens")
     encoded = cross_mask = None
@@ -191,16 +243,16 @@ def _logits(module: Transformer, batch: Batch, train: bool = False) -> jax.Array
         encoded = _encode(module, batch, train)
         encoder_segments = _segments(batch, "encoder", "encoder_input_tokens")
         cross_mask = segment_mask(segments, encoder_segments)
-    index = jnp.arange(segments.shape[1])
+    mask = decoder_mask(segments, batch.get("decoder_causal_attention"))
     logits, _ = module.decode(
         batch["decoder_input_tokens"],
-        mask=decoder_mask(segments, batch.get("decoder_causal_attention")),
-        q_positions=index,
-        k_positions=index,
+        mask=mask.replace(window=module.config.attention_window),
         positions=_positions(batch, "decoder", "decoder_target_tokens"),
         encoded=encoded,
         cross_mask=cross_mask,
+        valid=segments > 0,
         train=train,
+        output=output,
     )
     return logits
 

@@ -1,6 +1,8 @@
-"""The device mesh: axes ``data`` (replicas), ``fsdp`` (sharded parameters), ``tensor`` (Megatron).
+"""The device mesh: which devices hold replicas, parts of the parameters, of a row, of the experts.
 
-The batch is split over ``data`` and ``fsdp``; see rules.py for what is split over what.
+Axes: ``data`` (replicas), ``fsdp`` (parameters sharded, gathered for use), ``expert`` (each device
+holds some experts of a mixture), ``context`` (each row's positions cut in pieces), ``tensor``
+(Megatron). The batch is split over the first three; rules.py says what is split over what.
 """
 
 import dataclasses
@@ -13,20 +15,43 @@ from jax.sharding import AxisType, Mesh
 
 from t5x_lite.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+# In the mesh's order: the last axes are the nearest neighbours, and `tensor` talks most.
+AXES = ("data", "fsdp", "expert", "context", "tensor")
+# What `fsdp` is made of when it is split along the torus; gather.py tells what for.
+FSDP_PARTS = ("fsdp_x", "fsdp_y", "fsdp_z")
 
 
 @gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; at most one may be -1, "the rest of the devices"."""
+    """Devices along each mesh axis; at most one may be -1, "the rest of the devices".
+
+    With ``fsdp_split``, such as (16, 16) for fsdp=256 on a v5e-256, ``fsdp`` is laid along so many
+    torus axes, and parameters are gathered and their gradients reduced and scattered explicitly,
+    along one torus axis after the other (gather.py).
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    context: int = 1
+    expert: int = 1
+    fsdp_split: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        if self.fsdp_split is None:
+            return
+        split = tuple(self.fsdp_split)
+        object.__setattr__(self, "fsdp_split", split)
+        whole = math.prod(split)
+        if not 1 <= len(split) <= len(FSDP_PARTS) or min(split) < 1 or self.fsdp != whole:
+            raise UserError(
+                f"fsdp_split = {split} with fsdp = {self.fsdp}: expected one to three positive "
+                f"sizes whose product is fsdp; set MeshConfig.fsdp = {whole}."
+            )
 
     def sizes(self, num_devices: int) -> tuple[int, ...]:
-        """Returns the axis sizes for ``num_devices`` devices, or raises UserError."""
+        """Returns the sizes of AXES for ``num_devices`` devices, or raises UserError."""
         sizes = [getattr(self, axis) for axis in AXES]
         given = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
         if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
@@ -45,10 +70,29 @@ class MeshConfig:
 def make_mesh(
     config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Returns a mesh of all devices (or of ``devices``), ordered by jax to suit their topology."""
+    """Returns a mesh of all devices (or of ``devices``), ordered by jax to suit their topology.
+
+    Its axes are AXES, with ``fsdp_x``, ... in the place of ``fsdp`` if that is split.
+    """
     devices = jax.devices() if devices is None else devices
-    sizes = (config or MeshConfig()).sizes(len(devices))
+    config = config or MeshConfig()
+    sizes, names = config.sizes(len(devices)), AXES
+    if config.fsdp_split is not None:
+        split = config.fsdp_split
+        place = AXES.index("fsdp")
+        sizes = sizes[:place] + split + sizes[place + 1 :]
+        names = AXES[:place] + FSDP_PARTS[: len(split)] + AXES[place + 1 :]
     # Auto, not make_mesh's default Explicit: the sharding of intermediate values is left to XLA,
     # and constraints below are hints to it.
-    types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    types = (AxisType.Auto,) * len(names)
+    return jax.make_mesh(sizes, names, axis_types=types, devices=devices)
+
+
+def fsdp_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The mesh axes that ``fsdp`` stands for: itself, or the torus axes that it is split along."""
+    return tuple(axis for axis in mesh.axis_names if axis == "fsdp" or axis in FSDP_PARTS)
+
+
+def gathers_explicitly(mesh: Mesh) -> bool:
+    """Whether the mesh was made with ``fsdp_split``."""
+    return FSDP_PARTS[0] in mesh.axis_names

@@ -6,6 +6,7 @@ each is split over. A name that the table lacks is an error at start-up.
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.parallel.mesh import fsdp_axes
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -26,17 +28,23 @@ DEFAULT_RULES: dict[str, MeshAxes] = {
     "kv": None,
     "joined_kv": "tensor",
     "mlp": "tensor",
+    "experts": "expert",
+    "router_experts": None,  # a router knows them all
     "layers": None,
     "relpos_buckets": None,
     "position": None,
     "norm": None,
-    "activation_batch": ("data", "fsdp"),
-    "activation_length": None,
+    "activation_batch": ("data", "fsdp", "expert"),
+    "activation_length": "context",
+    "activation_kv_length": None,  # every query sees the keys of its whole row
     "activation_embed": None,
     "activation_heads": "tensor",
     "activation_kv": None,
     "activation_mlp": "tensor",
     "activation_vocab": "tensor",
+    # Tokens on their way through the experts: each device has its experts' part of many rows.
+    "activation_experts": "expert",
+    "activation_expert_batch": ("data", "fsdp"),
 }
 
 _active: contextvars.ContextVar[tuple[Mesh, Mapping[str, MeshAxes]] | None] = (
@@ -50,11 +58,15 @@ def logical_rules(overrides: Mapping[str, MeshAxes] | None = None) -> dict[str, 
     return DEFAULT_RULES | dict(overrides or {})
 
 
-def partition_spec(names: Sequence[str | None], rules: Mapping[str, MeshAxes]) -> PartitionSpec:
+def partition_spec(
+    names: Sequence[str | None], rules: Mapping[str, MeshAxes], mesh: Mesh | None = None
+) -> PartitionSpec:
     """Returns the PartitionSpec of an array whose axes have these logical names.
 
-    A mesh axis can split only one axis of an array: the first that asks for it gets it.
+    A mesh axis can split only one axis of an array: the first that asks for it gets it. With a
+    ``mesh``, ``fsdp`` stands for the axes that it is split in there.
     """
+    fsdp = ("fsdp",) if mesh is None else fsdp_axes(mesh)
     used: set[str] = set()
     spec = []
     for name in names:
@@ -65,6 +77,7 @@ def partition_spec(names: Sequence[str | None], rules: Mapping[str, MeshAxes]) -
             )
         wanted = rules[name] if name is not None else None
         axes = (wanted,) if isinstance(wanted, str) else (wanted or ())
+        axes = [part for axis in axes for part in (fsdp if axis == "fsdp" else (axis,))]
         axes = tuple(axis for axis in axes if axis not in used)
         used.update(axes)
         spec.append(axes if len(axes) > 1 else (axes[0] if axes else None))
@@ -79,7 +92,7 @@ def is_axis_names(x: Any) -> bool:
 def tree_shardings(mesh: Mesh, axes: Any, rules: Mapping[str, MeshAxes]) -> Any:
     """Maps a tree of logical axis names to a tree of NamedShardings of the same structure."""
     return jax.tree.map(
-        lambda names: NamedSharding(mesh, partition_spec(names, rules)),
+        lambda names: NamedSharding(mesh, partition_spec(names, rules, mesh)),
         axes,
         is_leaf=is_axis_names,
     )
@@ -89,8 +102,7 @@ def check_divisible(mesh: Mesh, shapes: Any, shardings: Any) -> None:
     """Raises UserError naming the first array with an axis that its mesh axes don't divide."""
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
-        for size, axes in zip(leaf.shape, sharding.spec, strict=False):
-            axes = (axes,) if isinstance(axes, str) else (axes or ())
+        for size, axes in zip(leaf.shape, splits(sharding.spec), strict=False):
             parts = int(np.prod([mesh.shape[axis] for axis in axes]))
             if size % parts:
                 name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
@@ -117,12 +129,48 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if active is None or active[0].size == 1:
         return x
     mesh, rules = active
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition_spec(names, rules)))
+    spec = partition_spec(names, rules, mesh)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def active() -> tuple[Mesh, Mapping[str, MeshAxes]] | None:
+    """The mesh and the rules of the `use_mesh` around, or None."""
+    return _active.get()
 
 
 def batch_sharding(mesh: Mesh, rules: Mapping[str, MeshAxes]) -> NamedSharding:
     """The sharding of a batch's features [batch, length]."""
-    return NamedSharding(mesh, partition_spec(("activation_batch", "activation_length"), rules))
+    spec = partition_spec(("activation_batch", "activation_length"), rules, mesh)
+    return NamedSharding(mesh, spec)
+
+
+def splits(spec: PartitionSpec) -> list[tuple[str, ...]]:
+    """The mesh axes that split each dimension of which the spec tells."""
+    return [(axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in spec]
+
+
+def divides(mesh: Mesh, shape: Sequence[int], spec: PartitionSpec) -> bool:
+    """Whether every dimension can be cut evenly as the spec says; shard_map asks for that."""
+    parts = [math.prod(mesh.shape[axis] for axis in axes) for axes in splits(spec)]
+    return all(size % part == 0 for size, part in zip(shape, parts, strict=False))
+
+
+def shards(sharding: NamedSharding, dimension: int) -> int:
+    """In how many parts this dimension is cut."""
+    axes = splits(sharding.spec)[dimension]
+    return math.prod(sharding.mesh.shape[axis] for axis in axes)
+
+
+def check_lengths(lengths: Mapping[str, int], sharding: NamedSharding) -> None:
+    """Raises UserError naming the first feature whose length can't be cut over `context`."""
+    parts = shards(sharding, 1)
+    for name, length in lengths.items():
+        if length % parts:
+            raise UserError(
+                f"{name} of {length} tokens can't be cut in {parts} (mesh axis "
+                f"{'*'.join(splits(sharding.spec)[1])}): use a multiple of {parts}, "
+                f"such as {math.ceil(length / parts) * parts}."
+            )
 
 
 def batch_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
@@ -130,16 +178,15 @@ def batch_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 
     Raises UserError if the mesh axes that split the batch don't divide ``batch_size``.
     """
-    axes = sharding.spec[0] if sharding.spec else None
-    axes = (axes,) if isinstance(axes, str) else (axes or ())
-    parts = int(np.prod([sharding.mesh.shape[axis] for axis in axes]))
+    axes, parts = splits(sharding.spec)[0], shards(sharding, 0)
     if batch_size % parts:
         raise UserError(
             f"batch of {batch_size} rows can't be split over {parts} devices (mesh axes "
             f"{'*'.join(axes)}): use a multiple of {parts}, "
             f"such as {max(parts, round(batch_size / parts) * parts)}."
         )
-    index_map = sharding.addressable_devices_indices_map((batch_size, 1))
+    by_row = NamedSharding(sharding.mesh, PartitionSpec(axes))
+    index_map = by_row.addressable_devices_indices_map((batch_size,))
     rows = [np.arange(batch_size)[index[0]] for index in index_map.values()]
     return np.unique(np.concatenate(rows))
 
@@ -153,13 +200,13 @@ def place_batch(
     """Makes global arrays [batch_size, ...] of this process's rows [len(rows), ...].
 
     ``rows`` is what `batch_rows` gave: the rows may be few or all, and several processes may
-    hold the same row (when ``tensor`` spans processes).
+    hold the same row (when ``tensor`` or ``context`` spans processes).
     """
 
     def place(local: np.ndarray) -> jax.Array:
         def shard(index):
             wanted = np.arange(batch_size)[index[0]]
-            return local[np.searchsorted(rows, wanted)]
+            return local[np.searchsorted(rows, wanted), *index[1:]]
 
         # This is the one transfer that is meant, whatever guards there are around.
         with jax.transfer_guard_host_to_device("allow"):

@@ -21,8 +21,10 @@ from t5x_lite.parallel.rules import (
     MeshAxes,
     batch_rows,
     batch_sharding,
+    check_lengths,
     logical_rules,
     place_batch,
+    shards,
 )
 
 Features = dict[str, np.ndarray]
@@ -121,6 +123,7 @@ def set_up(
     rules = logical_rules()
     sharding = batch_sharding(device_mesh, rules)
     rows = batch_rows(sharding, batch_size)
+    check_lengths(sizes, sharding)
     return Setup(
         Model(model),
         task,
@@ -136,4 +139,4 @@ def set_up(
 
 def data_shards(setup: Setup) -> int:
     """How many parts the batch is split in."""
-    return setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+    return shards(setup.sharding, 0)

@@ -41,21 +41,26 @@ def cross_entropy(
     The vocabulary-sized intermediates are computed again in the backward pass, not kept: the
     logits alone stay in memory.
     """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise UserError(f"label_smoothing={label_smoothing!r}, expected 0 <= label_smoothing < 1")
-    if not 0.0 <= z_loss < math.inf:
-        raise UserError(f"z_loss={z_loss!r}, expected a coefficient >= 0, e.g. 1e-4")
-    per_token = functools.partial(_token_losses, label_smoothing=label_smoothing, z_loss=z_loss)
-    nll, z = jax.checkpoint(per_token)(logits, targets)
+    check_coefficients(label_smoothing, z_loss)
+    per_token = functools.partial(token_losses, label_smoothing=label_smoothing, z_loss=z_loss)
+    nll, z, _ = jax.checkpoint(per_token)(logits, targets)
     weights = jnp.ones(targets.shape) if weights is None else weights
     weights = weights.astype(jnp.float32)
     return jnp.sum((nll + z) * weights), jnp.sum(z * weights), jnp.sum(weights)
 
 
-def _token_losses(
+def check_coefficients(label_smoothing: float, z_loss: float) -> None:
+    """Raises UserError for values that make no loss."""
+    if not 0.0 <= label_smoothing < 1.0:
+        raise UserError(f"label_smoothing={label_smoothing!r}, expected 0 <= label_smoothing < 1")
+    if not 0.0 <= z_loss < math.inf:
+        raise UserError(f"z_loss={z_loss!r}, expected a coefficient >= 0, e.g. 1e-4")
+
+
+def token_losses(
     logits: jax.Array, targets: jax.Array, *, label_smoothing: float, z_loss: float
-) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy and z-loss of each token, float32 [B, T] each."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cross entropy, z-loss and log(Z) of each token of logits [B, T, V]; float32 [B, T] each."""
     logits = logits.astype(jnp.float32)
     vocab_size = logits.shape[-1]
     top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
@@ -64,14 +69,15 @@ def _token_losses(
     # Compare and sum, not gather: it fuses, and a vocabulary split over devices stays split.
     is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
     at_target = jnp.sum(jnp.where(is_target, shifted, 0.0), axis=-1)
-    z = z_loss * jnp.square(log_sum + top[..., 0])
+    log_z = log_sum + top[..., 0]
+    z = z_loss * jnp.square(log_z)
     if not label_smoothing:
-        return log_sum - at_target, z
+        return log_sum - at_target, z, log_z
 
     high, low = 1.0 - label_smoothing, label_smoothing / (vocab_size - 1)
     entropy = -(high * math.log(high) + label_smoothing * math.log(low))
     smoothed = (high - low) * at_target + low * jnp.sum(shifted, axis=-1)
-    return log_sum - smoothed - entropy, z
+    return log_sum - smoothed - entropy, z, log_z
 
 
 def loss_normalizer(

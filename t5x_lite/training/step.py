@@ -15,6 +15,7 @@ from t5x_lite.models import Model
 from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.losses import cross_entropy, loss_normalizer
 from t5x_lite.training.state import TrainState, key_for
+from t5x_lite.training.vocabulary_loss import vocabulary_loss
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -29,11 +30,26 @@ class Loss:
 
     ``normalizer``: "num_real_target_tokens" (the mean over target tokens),
     "num_total_target_tokens", "average_per_sequence", a constant, or None for the sum.
+    ``in_pieces``: a few tokens' logits at a time, see vocabulary_loss.py; or all at once.
     """
 
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
     normalizer: str | float | None = "num_real_target_tokens"
+    in_pieces: bool = True
+
+    def sums(self, model: Model, params, batch: Batch, real, **options) -> tuple:
+        """Sums of the loss, of the z-loss, of the weights and of ``real`` hits; and aux values."""
+        targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+        coefficients = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
+        if self.in_pieces:
+            hidden, aux = model.hidden(params, batch, **options)
+            head = model.head(params)
+            return *vocabulary_loss(hidden, head, targets, weights, real, **coefficients), aux
+        logits, aux = model.apply(params, batch, **options)
+        total, z_loss, weight = cross_entropy(logits, targets, weights, **coefficients)
+        hits = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * real)
+        return total, z_loss, weight, hits, aux
 
 
 def make_train_step(
@@ -60,14 +76,14 @@ def make_train_step(
     loss = loss or Loss()
 
     def microbatch_loss(params, batch, normalizer, rng):
-        logits, _ = model.apply(params, batch, rng=rng, train=True)
-        targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
-        total, z_loss, _ = cross_entropy(
-            logits, targets, weights, label_smoothing=loss.label_smoothing, z_loss=loss.z_loss
+        total, z_loss, weight, hits, aux = loss.sums(
+            model, params, batch, batch["real_weights"], rng=rng, train=True
         )
-        real = batch["real_weights"]
-        hits = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * real)
-        sums = {"loss": total, "z_loss": z_loss, "hits": hits, "target_tokens": jnp.sum(real)}
+        # What the experts ask for counts as a loss per target token.
+        aux = {f"aux_{name}": value * weight for name, value in aux.items()}
+        total += aux.get("aux_loss", 0.0)
+        tokens = jnp.sum(batch["real_weights"])
+        sums = {"loss": total, "z_loss": z_loss, "hits": hits, "target_tokens": tokens} | aux
         return total / normalizer, sums
 
     grad_fn = jax.value_and_grad(microbatch_loss, has_aux=True)
@@ -102,9 +118,10 @@ def make_train_step(
         )
         tokens = jnp.maximum(sums["target_tokens"], 1.0)
         total_weight = jnp.maximum(jnp.sum(weights), 1e-9)
+        aux_loss = sums.get("aux_loss", 0.0)
         metrics = {
             "loss": sums["loss"] / normalizer,
-            "cross_entropy": (sums["loss"] - sums["z_loss"]) / total_weight,
+            "cross_entropy": (sums["loss"] - sums["z_loss"] - aux_loss) / total_weight,
             "z_loss": sums["z_loss"] / total_weight,
             "accuracy": sums["hits"] / tokens,
             "target_tokens": sums["target_tokens"],
@@ -112,6 +129,11 @@ def make_train_step(
             "learning_rate": learning_rate,
             "bad_steps": new_state.bad_steps,
             "bad_parameter": jnp.where(not_finite.any(), jnp.argmax(not_finite), -1),
+            **{
+                name.removeprefix("aux_"): value / total_weight
+                for name, value in sums.items()
+                if name.startswith("aux_") and name != "aux_loss"
+            },
         }
         return new_state, metrics
 
@@ -161,11 +183,10 @@ def make_eval_step(model: Model, byte_lengths: np.ndarray | None = None) -> Eval
     """
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
-        logits, _ = model.apply(params, batch)
         targets = batch["decoder_target_tokens"]
         weights = (batch["decoder_loss_weights"] > 0).astype(jnp.float32)
-        loss, _, tokens = cross_entropy(logits, targets, weights)
-        hits = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weights)
+        batch = batch | {"decoder_loss_weights": weights}
+        loss, _, tokens, hits, _ = Loss(z_loss=0.0).sums(model, params, batch, weights)
         sums = {"loss": loss, "target_tokens": tokens, "hits": hits}
         if byte_lengths is not None:
             lengths = jnp.take(jnp.asarray(byte_lengths), targets, mode="fill", fill_value=0)

@@ -33,7 +33,7 @@ class Markov:
         zeros = jnp.zeros(rows, jnp.int32)
         return {"index": jnp.int32(0), "last": zeros, "before": jnp.zeros((2, rows), jnp.int32)}
 
-    def decode(self, params, cache, tokens, *, valid=None, bidirectional=None):
+    def decode(self, params, cache, tokens, *, valid=None, bidirectional=None, last_only=False):
         valid = jnp.ones(tokens.shape, bool) if valid is None else valid
 
         def one(carry, column):
@@ -49,7 +49,8 @@ class Markov:
             "last": last,
             "before": jnp.stack([before, before]),
         }
-        return logits.swapaxes(0, 1), cache
+        logits = logits.swapaxes(0, 1)
+        return logits[:, -1:] if last_only else logits, cache
 
     def map_cache(self, fn, cache):
         return cache | {"last": fn(cache["last"], 0), "before": fn(cache["before"], 1)}

@@ -64,7 +64,8 @@ def test_ramp_reaches_the_peak_and_nothing_passes_it(name, peak, warmup, more):
     np.testing.assert_allclose(
         rates[:warmup], np.maximum(peak * np.arange(warmup) / max(warmup, 1), 1e-8), rtol=1e-5
     )
-    assert np.all(np.diff(rates[warmup:]) <= 0)
+    # XLA multiplies by 1 / warmup: the peak itself may be one unit in the last place lower.
+    assert np.all(np.diff(rates[warmup:]) <= np.spacing(np.float32(peak)))
 
 
 @pytest.mark.parametrize("factory", [s.cosine, s.linear, s.warmup_stable_decay])

@@ -1,9 +1,94 @@
-"""Scaled or unscaled dot-product attention, and the masks that it takes."""
+"""Attention behind one function: the reference here, faster forms in files of their own.
+
+A mask is described (segments, causal, prefix, window), and drawn as [B, 1, T, S] only by those
+implementations that need it; so is T5's bias (`RelativePositions`).
+"""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
+from t5x_lite.models.functional.positions import RelativePositions
+
 MASKED = -1e10  # T5X's value: a row with every key masked becomes uniform, never NaN
+IMPLEMENTATIONS = ("auto", "xla", "blockwise", "cudnn", "splash")
+LONG = 2048  # keys from which a drawn bias or score array is worth avoiding, at any price in time
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Which keys a query may look at: all, but for what is set.
+
+    q_segments, k_segments: int [B, T], [B, S], 0 = padding: keys of the query's own segment. With
+      k_segments alone: keys that are not 0.
+    q_prefix, k_prefix: bool [B, T], [B, S]: where both are True, ``causal`` doesn't count.
+    q_start: the index of the first query, where that of the first key is 0; may be traced.
+    causal: keys at or before the query.
+    window: keys less than so many places away.
+    """
+
+    q_segments: jax.Array | None = None
+    k_segments: jax.Array | None = None
+    q_prefix: jax.Array | None = None
+    k_prefix: jax.Array | None = None
+    q_start: jax.Array | int = 0
+    causal: bool = dataclasses.field(default=False, metadata={"static": True})
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def at(self, q: jax.Array | int, queries: int, k: jax.Array | int, keys: int) -> "Mask":
+        """The mask of the queries [q, q + queries) and the keys [k, k + keys)."""
+        cut = lambda x, start, size: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)  # noqa: E731
+        cut_both = self._map(lambda x: cut(x, q, queries), lambda x: cut(x, k, keys))
+        return cut_both.replace(q_start=self.q_start + q - k)
+
+    def row(self, b: jax.Array | int) -> "Mask":
+        """The mask of the b-th row of the batch alone."""
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, b, 1, axis=0)  # noqa: E731
+        return self._map(cut, cut)
+
+    def pad(self, queries: int, keys: int) -> "Mask":
+        """The mask with so many more queries and keys, which belong to no segment."""
+        more = lambda n: lambda x: jnp.pad(x, [(0, 0), (0, n)])  # noqa: E731
+        return self._map(more(queries), more(keys))
+
+    def replace(self, **changes) -> "Mask":
+        return dataclasses.replace(self, **changes)
+
+    def _map(self, of_queries, of_keys) -> "Mask":
+        def change(fn, x):
+            return None if x is None else fn(x)
+
+        return self.replace(
+            q_segments=change(of_queries, self.q_segments),
+            k_segments=change(of_keys, self.k_segments),
+            q_prefix=change(of_queries, self.q_prefix),
+            k_prefix=change(of_keys, self.k_prefix),
+        )
+
+    def draw(self, queries: int, keys: int) -> jax.Array | None:
+        """Bool [B or 1, 1, queries, keys], or None if every query sees every key."""
+        seen = None
+        distance = self.q_start + jnp.arange(queries)[:, None] - jnp.arange(keys)[None, :]
+        if self.causal:
+            seen = (distance >= 0)[None]
+            if self.q_prefix is not None:
+                seen |= self.q_prefix[:, :, None].astype(bool) & self.k_prefix[:, None].astype(bool)
+        if self.window is not None:
+            near = (jnp.abs(distance) < self.window)[None]
+            seen = near if seen is None else seen & near
+        if self.k_segments is not None:
+            k = self.k_segments[:, None, :]
+            same = k > 0
+            if self.q_segments is not None:
+                q = self.q_segments[:, :, None]
+                same &= (q == k) & (q > 0)
+            seen = same if seen is None else seen & same
+        return None if seen is None else seen[:, None]
+
+
+Bias = jax.Array | RelativePositions | None
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -16,32 +101,58 @@ def dot_product_attention(
     k: jax.Array,
     v: jax.Array,
     *,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
+    mask: Mask | jax.Array | None = None,
+    bias: Bias = None,
     scale: float = 1.0,
     logits_soft_cap: float | None = None,
     keep_weights: jax.Array | None = None,
+    implementation: str = "xla",
 ) -> jax.Array:
     """Attention with grouped key/value heads (https://arxiv.org/abs/2305.13245).
 
     Args:
       q: [B, T, N, H].
       k, v: [B, S, K, H]; K divides N, and query head n reads key/value head n // (N / K).
-      mask: bool, broadcastable to [B, N, T, S]; True where a query may look.
-      bias: float, broadcastable to [B, N, T, S]; added to the logits.
+      mask: described, or drawn: bool, broadcastable to [B, N, T, S], True where a query may look.
+      bias: described, or float, broadcastable to [B, N, T, S]; added to the logits.
       scale: factor on the logits; T5 uses 1 (its initialiser makes up for it).
       logits_soft_cap: see `soft_cap`; applied before bias and mask.
-      keep_weights: dropout's factors, broadcastable to [B, N, T, S]: 0 or 1 / (1 - rate).
+      keep_weights: dropout's factors [B, N, 1, S], 0 or 1 / (1 - rate): one draw for all queries.
+      implementation: "xla" (the reference: scores are an array), "blockwise", "cudnn" or "splash";
+        see `choose`. All but "xla" want mask and bias described.
 
     Returns:
-      [B, T, N, H] in q's dtype. Logits and softmax are float32.
+      [B, T, N, H] in q's dtype. Logits and softmax are float32. What a query sees that may look at
+      no key is finite and means nothing.
     """
+    if implementation == "xla":
+        return reference(q, k, v, mask, bias, scale, logits_soft_cap, keep_weights)
+    if keep_weights is not None:
+        # The factor is the key's, not the query's: it may as well be the value's.
+        v = jnp.repeat(v, q.shape[2] // v.shape[2], axis=2)
+        k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
+        v *= keep_weights[:, :, 0].swapaxes(1, 2)[..., None].astype(v.dtype)
+    # Imported where they are used: they import this file, and Pallas is slow to import.
+    if implementation == "cudnn":
+        return _cudnn(q, k, v, mask, bias, scale)
+    if implementation == "splash":
+        from t5x_lite.models.functional.splash import splash_attention
+
+        return splash_attention(q, k, v, mask, scale=scale, logits_soft_cap=logits_soft_cap)
+    from t5x_lite.models.functional.blockwise import blockwise_attention
+
+    return blockwise_attention(q, k, v, mask, bias, scale=scale, logits_soft_cap=logits_soft_cap)
+
+
+def reference(q, k, v, mask, bias, scale=1.0, logits_soft_cap=None, keep_weights=None) -> jax.Array:
+    """`dot_product_attention` in as few words as it takes."""
     B, T, N, H = q.shape
-    K = k.shape[2]
+    S, K = k.shape[1:3]
     q = q.reshape(B, T, K, N // K, H)
     logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
     logits = soft_cap(logits * scale if scale != 1.0 else logits, logits_soft_cap)
-    logits = logits.reshape(B, N, T, -1)
+    logits = logits.reshape(B, N, T, S)
+    mask, bias = drawn(mask, bias, T, S)
     if bias is not None:
         logits += bias.astype(jnp.float32)
     if mask is not None:
@@ -49,29 +160,87 @@ def dot_product_attention(
     weights = jax.nn.softmax(logits, axis=-1)
     if keep_weights is not None:
         weights *= keep_weights
-    weights = weights.astype(v.dtype).reshape(B, K, N // K, T, -1)
+    weights = weights.astype(v.dtype).reshape(B, K, N // K, T, S)
     return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
 
 
-def segment_mask(q_segments: jax.Array, k_segments: jax.Array) -> jax.Array:
-    """Segment ids [B, T], [B, S] (0 = padding) -> bool [B, 1, T, S]: same segment, no padding."""
-    q, k = q_segments[:, None, :, None], k_segments[:, None, None, :]
-    return (q == k) & (q > 0) & (k > 0)
+def drawn(mask: Mask | jax.Array | None, bias: Bias, T: int, S: int):
+    """Mask and bias as arrays [.., .., T, S], or None."""
+    if isinstance(mask, Mask):
+        mask = mask.draw(T, S)
+    if isinstance(bias, RelativePositions):
+        bias = bias.bias(T, S)[None]
+    return mask, bias
 
 
-def causal_mask(length: int) -> jax.Array:
-    """Bool [1, 1, length, length]: position t sees s <= t."""
-    return jnp.tril(jnp.ones((1, 1, length, length), bool))
+def choose(
+    name: str,
+    platform: str,
+    *,
+    queries: int,
+    keys: int,
+    head_dim: int,
+    dtype: jnp.dtype,
+    bias: bool,
+    prefix: bool,
+    window: bool,
+    soft_cap: bool,
+    one_device: bool = True,
+    whole_rows: bool = True,
+) -> str:
+    """The implementation that ``name`` stands for, where these are the features asked for.
+
+    "auto" is
+      on TPU splash attention where it can (no bias, no prefix, lengths that are multiples of 128);
+      on GPU cuDNN's flash attention where it can (half precision, no soft cap, no window) and has
+        no bias, whose gradient it computes slowly;
+      on one CPU device the blockwise form, row by row: the scores stay in the processor's cache;
+      anywhere else, and for inputs over 2,048 tokens, the blockwise form; else "xla".
+    Splash attention also wants whole rows, not stretches of them on each device.
+    A few queries, as in decoding, are always "xla": there is nothing to save.
+    """
+    if queries < 8 or name == "xla":
+        return "xla"
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    can = {
+        "splash": whole_rows and not (bias or prefix or window or queries % 128 or keys % 128),
+        "cudnn": half and not (soft_cap or window or head_dim % 8),
+    }
+    if name != "auto":
+        return name if can.get(name, True) else "xla"
+    if platform == "tpu" and can["splash"]:
+        return "splash"
+    if platform == "gpu" and can["cudnn"] and not bias:
+        return "cudnn"
+    if (platform == "cpu" and one_device) or keys > LONG:
+        return "blockwise"
+    return "xla"
 
 
-def decoder_mask(segments: jax.Array, prefix: jax.Array | None = None) -> jax.Array:
-    """The decoder's self-attention mask, bool [B, 1, T, T].
+def _cudnn(q, k, v, mask, bias, scale) -> jax.Array:
+    """Flash attention of cuDNN; segments and prefixes cost it a drawn mask."""
+    T, S = q.shape[1], k.shape[1]
+    causal = False
+    if isinstance(mask, Mask) and mask.causal and mask.q_prefix is None and T == S:
+        causal, mask = True, mask.replace(causal=False)
+    mask, bias = drawn(mask, bias, T, S)
+    bias = None if bias is None else bias.astype(q.dtype)
+    return jax.nn.dot_product_attention(
+        q, k, v, bias, mask, scale=scale, is_causal=causal, implementation="cudnn"
+    )
+
+
+def segment_mask(q_segments: jax.Array, k_segments: jax.Array) -> Mask:
+    """Segment ids [B, T], [B, S] (0 = padding): same segment, no padding."""
+    return Mask(q_segments=q_segments, k_segments=k_segments)
+
+
+def decoder_mask(segments: jax.Array, prefix: jax.Array | None = None) -> Mask:
+    """The decoder's self-attention mask.
 
     Args:
       segments: [B, T] segment ids, 0 = padding.
       prefix: [B, T], nonzero where tokens see each other in both directions (prefix LM).
     """
-    mask = causal_mask(segments.shape[1])
-    if prefix is not None:
-        mask |= (prefix[:, None, :, None] > 0) & (prefix[:, None, None, :] > 0)
-    return mask & segment_mask(segments, segments)
+    prefix = None if prefix is None else prefix > 0
+    return Mask(segments, segments, prefix, prefix, causal=True)

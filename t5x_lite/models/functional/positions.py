@@ -1,5 +1,7 @@
 """Where a token is: T5's relative position buckets and rotary embeddings."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,56 @@ def relative_position_bucket(
     return offset + jnp.where(distance < exact, distance, far)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RelativePositions:
+    """T5's attention bias, described: its table, and where queries and keys begin.
+
+    Queries are at q_start, q_start + 1, ..., keys at k_start, ... (int32 scalars or ints).
+    """
+
+    table: jax.Array | None  # [N, buckets]
+    q_start: jax.Array | int
+    k_start: jax.Array | int
+    bidirectional: bool = dataclasses.field(metadata={"static": True})
+    max_distance: int = dataclasses.field(metadata={"static": True})
+
+    def at(self, q: jax.Array | int, k: jax.Array | int) -> "RelativePositions":
+        """The same bias, seen from the q-th query and the k-th key on."""
+        return self.replace(q_start=self.q_start + q, k_start=self.k_start + k)
+
+    def replace(self, **changes) -> "RelativePositions":
+        return dataclasses.replace(self, **changes)
+
+    def bias(self, queries: int, keys: int) -> jax.Array:
+        """The bias [N, queries, keys] of the first so many."""
+        # It depends on the distance alone: one number for each of the T + S - 1 distances, laid
+        # out in rows that begin one further left each. So its gradient is a sum of shifted rows,
+        # not a scatter of T * S numbers into 32 buckets.
+        first = self.k_start - self.q_start - (queries - 1)
+        by_distance = self.table[:, self._buckets(first + jnp.arange(queries + keys - 1))]
+        return shifted_rows(by_distance, queries)
+
+    def _buckets(self, distances: jax.Array) -> jax.Array:
+        return relative_position_bucket(
+            distances,
+            bidirectional=self.bidirectional,
+            num_buckets=self.table.shape[1],
+            max_distance=self.max_distance,
+        )
+
+
+def shifted_rows(x: jax.Array, rows: int) -> jax.Array:
+    """x [..., rows + n - 1] -> y [..., rows, n] with y[..., i, j] = x[..., rows - 1 - i + j]."""
+    length = x.shape[-1] + 1
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)])
+    # Rows of one number less than the period: each begins one further right in the copies of x.
+    tiled = jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], rows, length))
+    flat = tiled.reshape(*x.shape[:-1], rows * length)[..., : rows * (length - 1)]
+    skewed = flat.reshape(*x.shape[:-1], rows, length - 1)  # row i begins at x[..., -i]
+    return skewed[..., rows - 1 :]
+
+
 def relative_bias(
     table: jax.Array,
     q_positions: jax.Array,
@@ -45,7 +97,10 @@ def relative_bias(
     bidirectional: bool,
     max_distance: int,
 ) -> jax.Array:
-    """T5's attention bias [1, N, T, S] from its table [N, buckets] and int32 positions [T], [S]."""
+    """T5's attention bias [1, N, T, S] from its table [N, buckets] and any positions [T], [S].
+
+    The short reference to `RelativePositions.bias`.
+    """
     buckets = relative_position_bucket(
         k_positions[None, :] - q_positions[:, None],
         bidirectional=bidirectional,
@@ -55,18 +110,44 @@ def relative_bias(
     return table[:, buckets][None]
 
 
-def rotary(x: jax.Array, positions: jax.Array, theta: float = 10_000.0) -> jax.Array:
+def rotary_frequencies(half: int, theta: float, scaling: tuple | None = None) -> jax.Array:
+    """The angles that each of ``half`` pairs turns by from one position to the next, float32 [H/2].
+
+    Args:
+      scaling: for texts longer than those of pretraining, one of
+        None;
+        ("linear", factor): positions are divided by it (https://arxiv.org/abs/2306.15595);
+        ("llama3", factor, low, high, length): so are those of pairs that turn less than ``low``
+          times in ``length`` positions; those that turn more than ``high`` times stay as they are,
+          and between them it changes gradually (Llama 3.1, https://arxiv.org/abs/2407.21783).
+    """
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is None:
+        return frequencies
+    kind, factor, *rest = scaling
+    if kind == "linear":
+        return frequencies / factor
+    low, high, length = rest
+    turns = length * frequencies / (2 * np.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / factor)
+
+
+def rotary(
+    x: jax.Array, positions: jax.Array, theta: float = 10_000.0, scaling: tuple | None = None
+) -> jax.Array:
     """Rotary position embedding (https://arxiv.org/abs/2104.09864), halves rotated as in Llama.
 
     Args:
       x: [B, T, N, H], H even.
       positions: int32 [B, T] or [1, T].
+      theta, scaling: see `rotary_frequencies`.
 
     Returns:
       [B, T, N, H] in x's dtype; the rotation is computed in float32.
     """
     half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = rotary_frequencies(half, theta, scaling)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies  # [B, T, 1, H/2]
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -1,0 +1,68 @@
+"""Named sets of XLA flags, in one place. None is on by default but where it was seen to help.
+
+They take effect only if set before jax is first used in the process. Importing this doesn't
+import jax.
+"""
+
+import os
+from collections.abc import MutableMapping
+
+from t5x_lite.errors import UserError, did_you_mean
+
+# Each value is (environment variable, flags).
+SETS: dict[str, tuple[str, tuple[str, ...]]] = {
+    # Eigen's matrix products in the place of YNNPACK's: a T5 1.1 small step took 2 to 10 % fewer
+    # processor seconds on an AMD EPYC with jax 0.10.2.
+    "cpu_eigen": ("XLA_FLAGS", ("--xla_cpu_experimental_ynn_fusion_type=",)),
+    # Communication under computation, and fewer, larger collectives.
+    "gpu_overlap": (
+        "XLA_FLAGS",
+        (
+            "--xla_gpu_enable_latency_hiding_scheduler=true",
+            "--xla_gpu_all_reduce_combine_threshold_bytes=1073741824",
+            "--xla_gpu_all_gather_combine_threshold_bytes=134217728",
+            "--xla_gpu_reduce_scatter_combine_threshold_bytes=134217728",
+            "--xla_gpu_enable_pipelined_all_gather=true",
+            "--xla_gpu_enable_pipelined_reduce_scatter=true",
+            "--xla_gpu_enable_while_loop_double_buffering=true",
+        ),
+    ),
+    # The same bits in every run.
+    "gpu_deterministic": (
+        "XLA_FLAGS",
+        ("--xla_gpu_deterministic_ops=true", "--xla_gpu_exclude_nondeterministic_ops=true"),
+    ),
+    # v5e fuses all-gathers into computation by itself; newer libtpu refuses it for v5p and v6e.
+    "tpu_data_parallel_overlap": (
+        "LIBTPU_INIT_ARGS",
+        (
+            "--xla_tpu_enable_data_parallel_all_reduce_opt=true",
+            "--xla_tpu_data_parallel_opt_different_sized_ops=true",
+        ),
+    ),
+    "tpu_more_vmem": ("LIBTPU_INIT_ARGS", ("--xla_tpu_scoped_vmem_limit_kib=98304",)),
+    "tpu_no_collective_matmul": (
+        "LIBTPU_INIT_ARGS",
+        ("--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",),
+    ),
+}
+
+
+def apply(*names: str, environment: MutableMapping[str, str] | None = None) -> None:
+    """Adds the sets' flags to the environment, but for those that are set there already.
+
+    Raises UserError for a name that isn't one.
+    """
+    environment = os.environ if environment is None else environment
+    for name in names:
+        if name not in SETS:
+            raise UserError(
+                f"XLA flag set {name!r}: expected one of {', '.join(SETS)}."
+                f"{did_you_mean(name, SETS)}"
+            )
+        variable, flags = SETS[name]
+        present = environment.get(variable, "").split()
+        known = {flag.partition("=")[0] for flag in present}
+        new = [flag for flag in flags if flag.partition("=")[0] not in known]
+        if new:
+            environment[variable] = " ".join(present + new)

@@ -1,0 +1,220 @@
+"""The loss from hidden states, a few tokens' logits at a time: never are all of them in memory.
+
+The gradients of the hidden states and of the output layer are made in the same pass as the loss,
+so logits are computed once (as in Liger Kernel, https://arxiv.org/abs/2410.10989). On a mesh the
+output layer is gathered once, and its gradient reduced once, not for every piece.
+Dimensions: B batch, T target length, D embed, V vocabulary, c tokens of a piece.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from t5x_lite.models.model import Head
+from t5x_lite.parallel.gather import gather, scatter
+from t5x_lite.parallel.platform import one_device
+from t5x_lite.parallel.rules import active, divides, partition_spec, splits
+from t5x_lite.training.losses import check_coefficients, token_losses
+
+PIECE_BYTES = 64 * 2**20  # of float32 logits, on one device
+
+
+class Sums(NamedTuple):
+    """float32 scalars: the weighted loss (z-loss included), the z-loss, the weights, and the hits
+    (most probable token = target) weighted by ``real``."""
+
+    loss: jax.Array
+    z_loss: jax.Array
+    weight: jax.Array
+    hits: jax.Array
+
+
+class _Options(NamedTuple):
+    label_smoothing: float
+    z_loss: float
+    scale: float
+    soft_cap: float | None
+    vocab_axis: int  # of the kernel
+    names: tuple[str, str]  # the kernel's logical axes
+    pieces: int | None
+
+
+def vocabulary_loss(
+    hidden: jax.Array,
+    head: Head,
+    targets: jax.Array,
+    weights: jax.Array,
+    real: jax.Array | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    pieces: int | None = None,
+) -> Sums:
+    """`cross_entropy` of the logits that ``head`` makes of ``hidden``, and the hits.
+
+    Args:
+      hidden: [B, T, D], of any float type, in which products are computed.
+      head: the output layer, see `Model.head`.
+      targets: [B, T] int; weights, real: [B, T] of any number type; real: weights if None.
+      pieces: in how many pieces the tokens are cut; None: 64 MiB of logits each.
+
+    Only ``loss`` has a gradient, to hidden and head.kernel; the kernel's is summed in float32.
+    """
+    check_coefficients(label_smoothing, z_loss)
+    options = _Options(
+        label_smoothing, z_loss, head.scale, head.soft_cap, head.vocab_axis, head.names, pieces
+    )
+    weights = weights.astype(jnp.float32)
+    real = weights if real is None else real.astype(jnp.float32)
+    return Sums(*_loss(hidden, head.kernel, targets, weights, real, options))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _loss(hidden, kernel, targets, weights, real, options):
+    return _everywhere(hidden, kernel, targets, weights, real, options, False)[0]
+
+
+def _loss_fwd(hidden, kernel, targets, weights, real, options):
+    return _everywhere(hidden, kernel, targets, weights, real, options, True)
+
+
+def _loss_bwd(options, gradients, cotangents):
+    dhidden, dkernel = gradients
+    g = cotangents[0]
+    return (g * dhidden).astype(dhidden.dtype), g * dkernel, None, None, None
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)
+
+
+def _everywhere(hidden, kernel, targets, weights, real, options, differentiate):
+    """`_local` on each device's tokens: (sums, (dhidden, dkernel) or None)."""
+    found = None if one_device() else active()
+    rows = ("activation_batch", "activation_length")
+    if found is not None:
+        mesh, rules = found
+        spec = partition_spec(rows, rules, mesh)
+        if not divides(mesh, targets.shape, spec):
+            found = None
+    if found is None:
+        flat = [x.reshape(1, -1, *x.shape[2:]) for x in (hidden, targets, weights, real)]
+        if not one_device():
+            flat = [hidden, targets, weights, real]
+        sums, gradients = _local(flat[0], kernel, *flat[1:], options, differentiate)
+        if differentiate:
+            gradients = (gradients[0].reshape(hidden.shape), gradients[1].astype(kernel.dtype))
+        return sums, gradients
+
+    # `tensor` is left to XLA: it splits the vocabulary, and sums over it.
+    manual = tuple(a for a in mesh.axis_names if a != "tensor" or mesh.shape[a] == 1)
+    kernel_spec = PartitionSpec(
+        *(
+            tuple(a for a in split if a in manual) or None
+            for split in splits(partition_spec(options.names, rules, mesh))
+        )
+    )
+    owners = [axis for split in splits(kernel_spec) for axis in split]
+
+    def local(hidden, kernel, targets, weights, real):
+        # In the dtype of the product before it travels, and whole for all pieces.
+        whole = gather(kernel.astype(hidden.dtype), kernel_spec, owners)
+        sums, gradients = _local(hidden, whole, targets, weights, real, options, differentiate)
+        sums = tuple(jax.lax.psum(x, manual) for x in sums)
+        if differentiate:
+            dhidden, dkernel = gradients
+            dkernel = scatter(dkernel, kernel_spec, owners)
+            others = tuple(a for a in manual if a not in owners)
+            dkernel = jax.lax.psum(dkernel, others) if others else dkernel
+            gradients = dhidden, dkernel.astype(kernel.dtype)
+        return sums, gradients
+
+    scalar = PartitionSpec()
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(spec, kernel_spec, spec, spec, spec),
+        out_specs=((scalar,) * 4, (spec, kernel_spec) if differentiate else None),
+        axis_names=set(manual),
+        check_vma=False,
+    )(hidden, kernel, targets, weights, real)
+
+
+def _local(hidden, kernel, targets, weights, real, options: _Options, differentiate: bool):
+    """Sums, and the gradients of hidden (in its dtype) and kernel (float32), piece by piece."""
+    B, T, D = hidden.shape
+    V = kernel.shape[options.vocab_axis]
+    pieces = options.pieces or math.ceil(4 * B * T * V / PIECE_BYTES)
+    pieces = min(pieces, T)
+    kernel = kernel.astype(hidden.dtype)
+
+    def cut(x):  # [B, T, ...] -> [pieces, B, c, ...]
+        x = jnp.pad(x, [(0, 0), (0, -T % pieces)] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(B, pieces, -1, *x.shape[2:]).swapaxes(0, 1)
+
+    def piece(carry, arrays):
+        sums, dkernel = carry
+        more, dhidden, dlogits = _piece(*arrays, kernel, options, differentiate)
+        sums = tuple(a + b for a, b in zip(sums, more, strict=True))
+        if differentiate:
+            h, d = (x.reshape(-1, x.shape[-1]) for x in (arrays[0], dlogits))
+            pair = (h, d) if options.vocab_axis else (d, h)
+            dkernel += _dot(*pair, 0, 0)
+        return (sums, dkernel), dhidden
+
+    dkernel = jnp.zeros(kernel.shape, jnp.float32) if differentiate else None
+    zeros = (jnp.float32(0),) * 4
+    arrays = tuple(cut(x) for x in (hidden, targets, weights, real))
+    if pieces == 1:
+        (sums, dkernel), dhidden = piece((zeros, dkernel), tuple(x[0] for x in arrays))
+        return sums, (dhidden, dkernel) if differentiate else None
+    (sums, dkernel), dhidden = jax.lax.scan(piece, (zeros, dkernel), arrays)
+    if not differentiate:
+        return sums, None
+    dhidden = dhidden.swapaxes(0, 1).reshape(B, -1, D)[:, :T]
+    return sums, (dhidden, dkernel)
+
+
+def _piece(hidden, targets, weights, real, kernel, options: _Options, differentiate: bool):
+    """Sums, dhidden [B, c, D], and the gradient of the product hidden @ kernel [B, c, V]."""
+    B, c, _ = hidden.shape
+    flat = hidden.reshape(B * c, -1)
+    logits = _dot(flat, kernel, 1, 1 - options.vocab_axis).reshape(B, c, -1)
+    logits = logits / options.scale if options.scale != 1.0 else logits
+    slope = None
+    if options.soft_cap is not None:
+        bent = jnp.tanh(logits / options.soft_cap)
+        logits, slope = options.soft_cap * bent, 1.0 - jnp.square(bent)
+    smoothing = options.label_smoothing
+    nll, z, log_z = token_losses(logits, targets, label_smoothing=smoothing, z_loss=options.z_loss)
+    hit = jnp.argmax(logits, axis=-1) == targets
+    sums = (
+        jnp.sum((nll + z) * weights),
+        jnp.sum(z * weights),
+        jnp.sum(weights),
+        jnp.sum(hit * real),
+    )
+    if not differentiate:
+        return sums, None, None
+    # The loss's derivative is softmax * (1 + that of the z-loss) - the smoothed target.
+    low = smoothing / (logits.shape[-1] - 1)
+    is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
+    probability = jnp.exp(logits - log_z[..., None])
+    factor = weights * (1.0 + 2.0 * options.z_loss * log_z)
+    wanted = jnp.where(is_target, 1.0 - smoothing, low)
+    dlogits = probability * factor[..., None] - wanted * weights[..., None]
+    if slope is not None:
+        dlogits *= slope
+    dlogits = dlogits / options.scale if options.scale != 1.0 else dlogits
+    dlogits = dlogits.astype(hidden.dtype)
+    flat = dlogits.reshape(B * c, -1)
+    dhidden = _dot(flat, kernel, 1, options.vocab_axis).reshape(hidden.shape)
+    return sums, dhidden.astype(hidden.dtype), dlogits
+
+
+def _dot(x, y, x_axis, y_axis):
+    dims = (((x_axis,), (y_axis,)), ((), ()))
+    return jax.lax.dot_general(x, y, dims, preferred_element_type=jnp.float32)
