@@ -89,9 +89,12 @@ def parameter_table(abstract_params: Any, axes: Any) -> str:
 
 
 def print_summary(
-    model_dir: str, step: int, samples: list[dict[str, str]] | None = None
+    model_dir: str,
+    step: int,
+    samples: list[dict[str, str]] | None = None,
+    checked: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Prints and returns what the run achieved, from what it logged.
+    """Prints and returns what the run achieved, from what it logged; `checked` is printed too.
 
     Keys: step, first and last (evaluation metrics), unigram_loss, unigram_bits_per_byte,
     tokens_per_second (median), train_seconds, goodput and time (see training/goodput.py),
@@ -115,7 +118,8 @@ def print_summary(
         for name in ("unigram_loss", "unigram_bits_per_byte"):
             summary[name] = evals[0].get(f"eval/{name}")
     if distributed.is_main_process():
-        print("\n".join(_summary_lines(model_dir, summary, samples or [])), flush=True)
+        lines = _summary_lines(model_dir, summary, samples or [], checked or {})
+        print("\n".join(lines), flush=True)
     return summary
 
 
@@ -124,7 +128,10 @@ def _eval_values(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _summary_lines(
-    model_dir: str, summary: dict[str, Any], samples: list[dict[str, str]]
+    model_dir: str,
+    summary: dict[str, Any],
+    samples: list[dict[str, str]],
+    checked: dict[str, str],
 ) -> list[str]:
     lines = ["", f"== {model_dir}: {summary['step']:,} steps =="]
     if "first" in summary:
@@ -145,6 +152,7 @@ def _summary_lines(
         lines.append(f"{'time':>20}  {summary['time']}")
     if summary.get("restarts"):
         lines.append(f"{'restarts':>20}  {summary['restarts']:.0f} after crashes")
+    lines += [f"{name:>20}  {value}" for name, value in checked.items()]
     lines.append(f"{'checkpoint':>20}  {summary['checkpoint']}")
     lines += ["", "Next:"]
     gin_file = os.path.join(model_dir, "config.gin")

@@ -18,10 +18,11 @@ from etils import epath
 
 from t5x_lite import config
 from t5x_lite.errors import UserError
+from t5x_lite.models import TransformerConfig
 from t5x_lite.programs.setup import Setup
 
-# These change how fast a model is computed, not what is computed.
-FREE_MODEL_FIELDS = ("dtype", "remat", "dropout_rate")
+# These change how a model is computed, not what is computed.
+FREE_MODEL_FIELDS = ("dtype", "remat", "attention", "dropout_rate")
 
 
 def identity(setup: Setup, *, seed: int, pack: bool, data: str) -> dict[str, Any]:
@@ -29,11 +30,8 @@ def identity(setup: Setup, *, seed: int, pack: bool, data: str) -> dict[str, Any
 
     ``data``: the loader's fingerprint, which tells whether files still hold what they held.
     """
-    model = dataclasses.asdict(setup.model.config)
-    for field in FREE_MODEL_FIELDS:
-        del model[field]
     values = {
-        "model": model,
+        "model": _without_free(dataclasses.asdict(setup.model.config)),
         "task": setup.task.name,
         "vocabulary": setup.task.vocabulary.fingerprint,
         "lengths": setup.lengths,
@@ -43,6 +41,16 @@ def identity(setup: Setup, *, seed: int, pack: bool, data: str) -> dict[str, Any
         "data": data,
     }
     return json.loads(json.dumps(values))
+
+
+def _without_free(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in FREE_MODEL_FIELDS}
+
+
+def _default_fields() -> dict[str, Any]:
+    fields = dataclasses.fields(TransformerConfig)
+    given = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    return json.loads(json.dumps(given))
 
 
 def claim(model_dir: str, wanted: dict[str, Any]) -> None:
@@ -57,7 +65,9 @@ def claim(model_dir: str, wanted: dict[str, Any]) -> None:
         try:
             found = json.loads(file.read_text())
             assert isinstance(found, dict)
-        except (ValueError, AssertionError) as error:
+            # A field that is newer than the run was then what it is by default.
+            found["model"] = _without_free(_default_fields() | dict(found.get("model", {})))
+        except (TypeError, ValueError, AssertionError) as error:
             raise UserError(
                 f"{file} can't be read ({error}): take another model_dir, or remove the file "
                 f"if you are sure that the run in this folder is the same."

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -96,8 +95,7 @@ class Recorder:
             self._first = False
             self._goodput.switch("step")
             self._chronometer.start(step)
-            since = time.time() - self._goodput.started
-            say(f"first step {since:.1f} s after the start")
+            say(self._goodput.start())
         else:
             self._tokens += self._setup.tokens_per_batch
         self._features = features

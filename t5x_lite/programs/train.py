@@ -9,33 +9,37 @@ import gin
 import jax
 
 from t5x_lite import config
-from t5x_lite.data.loader import BatchLoader, eval_batches, prefetch
+from t5x_lite.data.loader import BatchLoader, prefetch
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
-from t5x_lite.evaluation.evaluator import evaluate as run_evaluation
-from t5x_lite.evaluation.evaluator import unigram_baseline
 from t5x_lite.evaluation.samples import predict_samples
+from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import TransformerConfig
 from t5x_lite.models.flops import train_flops
 from t5x_lite.parallel import distributed
+from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
+from t5x_lite.planning.check import predicted_and_measured
 from t5x_lite.programs import describe, folder
+from t5x_lite.programs.build import build
+from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.interrupt import Interrupt
 from t5x_lite.programs.lock import Lock
 from t5x_lite.programs.recorder import Recorder, say
-from t5x_lite.programs.setup import data_shards, set_up
+from t5x_lite.programs.setup import set_up
 from t5x_lite.training import garbage
-from t5x_lite.training.checkpoints import CheckpointConfig, Checkpoints, restore_params
+from t5x_lite.training.checkpoints import CheckpointConfig, Checkpoints
 from t5x_lite.training.goodput import Goodput
 from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.recovery import restore_newest, save_surely
-from t5x_lite.training.state import abstract_state, init_state
-from t5x_lite.training.step import Loss, check_microbatches, make_eval_step, make_train_step
+from t5x_lite.training.state import init_state
+from t5x_lite.training.step import Loss
 from t5x_lite.training.watchdog import WatchdogConfig
 
 
 def main(args: argparse.Namespace) -> int:
+    use_compile_cache()
     distributed.initialize(args.coordinator_address, args.process_count, args.process_index)
     with distributed.failing_together():
         config.require("train")
@@ -83,7 +87,8 @@ def train(
       optimizer: AdamW(...), Adafactor(...), ... of t5x_lite.training.optimizers.
       pack: several examples in one row.
       num_microbatches: gradients are accumulated over so many parts of the batch.
-      initial_checkpoint: another run's folder or checkpoint, whose parameters to start from.
+      initial_checkpoint: whose parameters to start from: another run's folder or checkpoint, a
+        folder of Hugging Face, or a checkpoint of T5X.
       initial_params: regular expression: only parameters with a match are taken from it.
       eval_batch_count: batches of held-out data at each evaluation; None: all there are.
       num_samples: predictions shown after the last step.
@@ -102,60 +107,32 @@ def train(
       SaveError: the last state could not be saved.
     """
     goodput = Goodput()
-    loss, checkpoint = loss or Loss(), checkpoint or CheckpointConfig()
+    checkpoint = checkpoint or CheckpointConfig()
     if total_steps < 1:
         raise UserError(f"total_steps = {total_steps}: it must be at least 1.")
 
     # ------------------------------------------------------------------- model, data, devices
     setup = set_up(model, task, lengths, batch_size, mesh, pack=pack)
-    check_microbatches(batch_size, num_microbatches, data_shards(setup))
-    params, axes = setup.model.abstract_params(), setup.model.logical_axes()
-    transform = optimizer.build(params, axes)
-    abstract = abstract_state(setup.model, transform, setup.mesh, setup.rules, spike_guard)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    train_step = jax.jit(
-        make_train_step(
-            setup.model,
-            transform,
-            optimizer.schedule,
-            loss=loss,
-            num_microbatches=num_microbatches,
-            seed=seed,
-            guard=spike_guard,
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
-    eval_step = jax.jit(make_eval_step(setup.model, task.vocabulary.byte_lengths))
+    training = build(
+        setup, optimizer, loss=loss, num_microbatches=num_microbatches, seed=seed,
+        guard=spike_guard,
+    )  # fmt: skip
+    abstract, axes = training.abstract, setup.model.logical_axes()
 
     flops = train_flops(model, setup.feature_lengths, batch_size)
     numbers = describe.derived_numbers(setup, abstract, total_steps, flops)
     if dry_run:
         with use_mesh(setup.mesh, setup.rules):
-            train_step.lower(abstract, setup.abstract_batch())
+            training.step.lower(abstract, setup.abstract_batch())
         describe.print_dry_run(setup, abstract, axes, numbers)
         return numbers
 
     # ------------------------------------------------------------------- data
     loader = BatchLoader(
-        task,
-        lengths=dict(lengths),
-        batch_size=batch_size,
-        seed=seed,
-        architecture=model.architecture,
-        pack=pack,
-        rows=setup.rows,
-    )
-
-    def held_out(part: Task | Mixture = task):
-        return eval_batches(
-            part,
-            lengths=dict(lengths),
-            batch_size=batch_size,
-            architecture=model.architecture,
-            rows=setup.rows,
-            max_batches=eval_batch_count,
-        )
+        task, lengths=dict(lengths), batch_size=batch_size, seed=seed, rows=setup.rows,
+        architecture=model.architecture, pack=pack,
+    )  # fmt: skip
+    held_out = HeldOut(setup, eval_batch_count)
 
     # ------------------------------------------------------------------- the run's folder
     identity = folder.identity(setup, seed=seed, pack=pack, data=loader.fingerprint)
@@ -185,38 +162,25 @@ def train(
             loader.restore(restored.position[setup.rows])
             say(f"continuing from step {step:,} of {model_dir}")
         else:
-            state = init_state(setup.model, transform, abstract, seed, spike_guard)
+            state = init_state(setup.model, training.transform, abstract, seed, spike_guard)
             if initial_checkpoint is not None:
-                found = restore_params(initial_checkpoint, abstract.params, initial_params)
+                found = restore_params(
+                    initial_checkpoint, abstract.params, initial_params, model=model
+                )
                 state = folder.with_params(state, found)
                 say(f"starting from {initial_checkpoint}: {len(jax.tree.leaves(found))} parameters")
         del restored  # the step donates the state's buffers
 
-        recorder = stack.enter_context(
-            Recorder(
-                model_dir,
-                setup,
-                goodput,
-                step=step,
-                total_steps=total_steps,
-                earlier=earlier,
-                flops=flops,
-                max_bad_steps=max_bad_steps,
-                watchdog=watchdog,
-                facts={"seed": seed, "last_checkpoint": step, "config": config.config_text()},
-            )
-        )
+        recorder = stack.enter_context(Recorder(
+            model_dir, setup, goodput, step=step, total_steps=total_steps, earlier=earlier,
+            flops=flops, max_bad_steps=max_bad_steps, watchdog=watchdog,
+            facts={"seed": seed, "last_checkpoint": step, "config": config.config_text()},
+        ))  # fmt: skip
 
         def evaluate_now(first: bool = False) -> dict[str, float]:
             with recorder.away("evaluation"):
-                metrics = run_evaluation(eval_step, state.params, setup.place_all(held_out()))
-                for leaf, _ in task.leaves if isinstance(task, Mixture) else ():
-                    batches = setup.place_all(held_out(leaf))
-                    found = run_evaluation(eval_step, state.params, batches)
-                    metrics |= {f"{leaf.name}/{name}": value for name, value in found.items()}
-                if first:
-                    baseline = unigram_baseline(held_out(), task.vocabulary.byte_lengths)
-                    metrics |= {f"unigram_{name}": value for name, value in baseline.items()}
+                metrics = held_out.evaluate(state.params)
+                metrics |= held_out.unigram() if first else {}
                 recorder.trackers.log(step, {f"eval/{k}": value for k, value in metrics.items()})
             return metrics
 
@@ -245,7 +209,7 @@ def train(
             while step < total_steps and not stop:
                 with recorder.waiting_for_data():
                     batch = next(batches)
-                state, metrics = train_step(state, setup.place(batch.features))
+                state, metrics = training.step(state, setup.place(batch.features))
                 step += 1
                 recorder.made(step, metrics, batch.features)
                 garbage.collect(step, gc_period)
@@ -274,4 +238,5 @@ def train(
             for number, sample in enumerate(samples):
                 for name, text in sample.items():
                     recorder.trackers.log_text(step, f"sample_{number}/{name}", text)
-    return describe.print_summary(model_dir, step, samples)
+    checked = predicted_and_measured(setup, abstract, num_microbatches=num_microbatches)
+    return describe.print_summary(model_dir, step, samples, checked)

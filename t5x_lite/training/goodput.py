@@ -1,8 +1,10 @@
 """Where a run's time goes, over all its restarts: the share that made progress is its goodput."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 ACCOUNTS = {
@@ -37,6 +39,7 @@ class Goodput:
         self._clock, self._wall = clock, wall
         self.started = wall()
         self._seconds = dict.fromkeys(ACCOUNTS, 0.0)
+        self._imports, self._earlier = process_age(), {}
         self.restarts = 0
         self.running = ("start", clock())  # account, since when: one tuple, read by other threads
 
@@ -45,6 +48,7 @@ class Goodput:
         for account, seconds in state.get("seconds", {}).items():
             if account in self._seconds:
                 self._seconds[account] += float(seconds)
+        self._earlier = dict(state.get("seconds", {}))
         self.restarts = int(state.get("restarts", 0))
         if state and not state.get("ended", False):
             self.restarts += 1
@@ -72,6 +76,15 @@ class Goodput:
         self.switch(self.running[0])
         return dict(self._seconds)
 
+    def start(self) -> str:
+        """Of this process alone, when its first step is done: the time since it was started."""
+        parts = {"imports": self._imports}
+        for account, seconds in self.seconds().items():
+            if account != "lost":
+                parts[ACCOUNTS[account]] = seconds - self._earlier.get(account, 0.0)
+        told = ", ".join(f"{n} {seconds:.1f}" for n, seconds in parts.items() if seconds >= 0.05)
+        return f"first step {sum(parts.values()):.1f} s after the command: {told}"
+
     def state(self, ended: bool = False) -> dict[str, Any]:
         """JSON values for a checkpoint; `ended`: the process stops in order after this save."""
         return {
@@ -89,6 +102,16 @@ class Goodput:
             "goodput": seconds["step"] / total if total > 0 else 0.0,
             "restarts": self.restarts,
         } | {f"seconds/{name}": value for name, value in seconds.items()}
+
+
+def process_age() -> float:
+    """Seconds since this process was started; 0 where the system doesn't tell."""
+    try:
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def shares(values: Mapping[str, float]) -> str:

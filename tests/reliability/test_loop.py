@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from t5x_lite.programs import recorder, train
+from t5x_lite.programs import build, held_out, recorder, train
 from t5x_lite.training.checkpoints import CheckpointConfig
 from t5x_lite.training.goodput import ACCOUNTS
 from t5x_lite.training.guards import SpikeGuard
@@ -30,10 +30,11 @@ def watched(tmp_path_factory):
     """A run, how often its steps were traced, and what was compiled after its first step, save
     and evaluation."""
     traces = {"make_train_step": 0, "make_eval_step": 0}
+    modules = {"make_train_step": build, "make_eval_step": held_out}
     compilations, late, blocked = Compilations(), [], []
 
     def counting(name):
-        make = getattr(train, name)
+        make = getattr(modules[name], name)
 
         def make_counting(*args, **kwargs):
             step = make(*args, **kwargs)
@@ -61,7 +62,7 @@ def watched(tmp_path_factory):
     jax.monitoring.register_event_duration_secs_listener(compilations)
     with pytest.MonkeyPatch.context() as patch:
         for name in traces:
-            patch.setattr(train, name, counting(name))
+            patch.setattr(modules[name], name, counting(name))
         patch.setattr(recorder.Recorder, "made", watching)
         summary = train.train(
             **tiny.arguments(folder, checkpoint=CheckpointConfig(period=50), **WIDTH)

@@ -1,0 +1,60 @@
+"""At the end of a run: what formulas had predicted, beside what was measured."""
+
+import resource
+import sys
+from typing import Any
+
+import jax
+
+from t5x_lite.models.flops import train_flops
+from t5x_lite.planning import analytic, hlo
+from t5x_lite.planning.report import gib
+from t5x_lite.programs.setup import Setup
+from t5x_lite.training.state import TrainState
+from t5x_lite.training.trackers import short
+
+
+def predicted_and_measured(
+    setup: Setup,
+    state: TrainState,
+    *,
+    num_microbatches: int = 1,
+    compiled: Any = None,
+) -> dict[str, str]:
+    """Lines to print, by name: memory of a device, and FLOPs of a step.
+
+    Args:
+      state: abstract or real; only its shapes and shardings are read.
+      compiled: the step's `jax.stages.Compiled`, if the run has it: XLA's own account is added.
+    """
+    found = analytic.counts(setup, state, num_microbatches)
+    memory = found["memory"]
+    known = sum(memory[name] for name in ("parameters", "optimizer", "gradients"))
+    lines = {
+        "memory per device": f"predicted {gib(known + memory['activations'])} (state and gradients "
+        f"{gib(known)}); {measured_memory()}"
+    }
+    model = train_flops(setup.model.config, setup.feature_lengths, setup.batch_size)
+    predicted = sum(found["matmul_flops"].values()) * setup.mesh.size
+    lines["FLOPs per step"] = f"model {short(model)}, with recomputation {short(predicted)}"
+    if compiled is not None:
+        ma = compiled.memory_analysis()
+        total = ma.argument_size_in_bytes + ma.output_size_in_bytes - ma.alias_size_in_bytes
+        lines["memory per device"] += f"; XLA {gib(total + ma.temp_size_in_bytes)}"
+        program = hlo.parse(compiled.as_text())
+        executed = sum(hlo.matmul_flops(program).values()) * setup.mesh.size
+        lines["FLOPs per step"] += f", compiled {short(executed)}"
+    return lines
+
+
+def measured_memory() -> str:
+    """The peak so far: of the first device's allocator, or on CPUs of the whole process."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if peak := stats.get("peak_bytes_in_use"):
+        return f"measured {gib(peak)}"
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else
+                                                                 1024)  # fmt: skip
+    count = jax.local_device_count()
+    whole = f"{count} devices'" if count > 1 else "the"
+    return f"measured {gib(used)}, {whole} process with Python and its libraries"

@@ -1,0 +1,305 @@
+"""A run's own training step, lowered and compiled for devices that aren't here.
+
+Nothing is computed and nothing allocated: shapes, dtypes and shardings are all there is.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from t5x_lite.data.objectives import CausalLM, SpanCorruption
+from t5x_lite.data.sources import InMemory
+from t5x_lite.data.tasks import Task
+from t5x_lite.data.vocabulary import ByteVocabulary
+from t5x_lite.errors import UserError
+from t5x_lite.models import Model, TransformerConfig
+from t5x_lite.parallel.mesh import MeshConfig
+from t5x_lite.parallel.rules import use_mesh
+from t5x_lite.planning import analytic, hlo, roofline
+from t5x_lite.planning.topologies import Topology
+from t5x_lite.programs.build import build
+from t5x_lite.programs.setup import Setup, data_shards, set_up
+from t5x_lite.training.guards import SpikeGuard
+from t5x_lite.training.state import TrainState, abstract_state
+from t5x_lite.training.step import Loss, check_microbatches
+
+STATE = ("parameters", "optimizer", "gradients")  # of a chip's memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What decides on a training step: the arguments of `train` of the same names."""
+
+    model: TransformerConfig
+    task: Any
+    lengths: Mapping[str, int]
+    batch_size: int
+    optimizer: Any
+    mesh: MeshConfig | None = None
+    loss: Loss | None = None
+    pack: bool = True
+    num_microbatches: int = 1
+    seed: int = 0
+    spike_guard: SpikeGuard | None = None
+    total_steps: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A run set up on a topology, and its step lowered for it."""
+
+    setup: Setup
+    state: TrainState  # abstract
+    lowered: Any  # jax.stages.Lowered
+
+
+def stand_in_task(objective: Any = None, architecture: str = "decoder_only") -> Task:
+    """A task whose data is never read: planning needs the objective's features only."""
+    if objective is None:
+        objective = CausalLM() if architecture == "decoder_only" else SpanCorruption()
+    return Task("stand_in", InMemory([{"text": "x"}]), objective, ByteVocabulary())
+
+
+def for_platform(model: TransformerConfig, topology: Topology) -> TransformerConfig:
+    """The model with the dtype that "auto" would be on the topology's chips."""
+    if model.dtype != "auto":
+        return model
+    dtype = "float32" if topology.chip.platform == "cpu" else "bfloat16"
+    return dataclasses.replace(model, dtype=dtype)
+
+
+class _KnownShapes(Model):
+    """A model that traces its initialisation once for all its copies: search makes hundreds."""
+
+    def abstract_params(self) -> Any:
+        return _shapes(dataclasses.replace(self.config, remat="none"))[0]
+
+    def logical_axes(self) -> Any:
+        return _shapes(dataclasses.replace(self.config, remat="none"))[1]
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(config: TransformerConfig) -> tuple[Any, Any]:
+    return Model(config).abstract_params(), Model(config).logical_axes()
+
+
+def set_up_state(run: Run, devices: Sequence[Any]) -> tuple[Setup, TrainState]:
+    """The run's set-up and abstract state. Raises UserError for all that `train` would refuse."""
+    setup = _set_up(run, devices)
+    model = _KnownShapes(setup.model.config)
+    transform = run.optimizer.build(model.abstract_params(), model.logical_axes())
+    state = abstract_state(model, transform, setup.mesh, setup.rules, run.spike_guard)
+    return setup, state
+
+
+def _set_up(run: Run, devices: Sequence[Any]) -> Setup:
+    setup = set_up(
+        run.model, run.task, run.lengths, run.batch_size, run.mesh, pack=run.pack, devices=devices
+    )
+    check_microbatches(run.batch_size, run.num_microbatches, data_shards(setup))
+    return setup
+
+
+def trace(run: Run, devices: Sequence[Any]) -> Traced:
+    """Sets the run up as `train` does, on abstract devices, and lowers its step.
+
+    Raises UserError for all that `train` would refuse.
+    """
+    setup = _set_up(run, devices)
+    training = build(
+        setup,
+        run.optimizer,
+        loss=run.loss,
+        num_microbatches=run.num_microbatches,
+        seed=run.seed,
+        guard=run.spike_guard,
+    )
+    with use_mesh(setup.mesh, setup.rules):
+        lowered = training.step.lower(training.abstract, setup.abstract_batch())
+    return Traced(setup, training.abstract, lowered)
+
+
+@contextlib.contextmanager
+def no_persistent_cache():
+    """A program for absent devices can be written to jax's cache, but not read back from it."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def compile_step(traced: Traced, options: Mapping[str, Any] | None = None) -> Any:
+    """Returns the jax.stages.Compiled. ``options``: XLA's flags, by name."""
+    # XLA_FLAGS of this process may ask for quick compiling, which isn't what a TPU will run.
+    whole = {"xla_backend_optimization_level": 3} | dict(options or {})
+    with no_persistent_cache():
+        return traced.lowered.compile(compiler_options=whole)
+
+
+def examine(
+    traced: Traced,
+    topology: Topology,
+    *,
+    options: Mapping[str, Any] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Compiles the step and reads what it does; JSON-able, kept in ``cache_dir`` if given.
+
+    Keys: matmul_flops (by phase), hbm_bytes, busy_seconds, collectives (with "seconds"), memory
+    (bytes on one chip), buffers, fits, and others of `hlo.summary`. Of a program that doesn't fit
+    the compiler tells only what it would need and its largest buffers.
+    """
+    path = None
+    if cache_dir is not None:
+        path = Path(cache_dir) / f"{_key(traced, topology, options)}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+    found = _examine(traced, topology, options)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+        unfinished.write_text(json.dumps(found))
+        unfinished.rename(path)
+    return found
+
+
+def _key(traced: Traced, topology: Topology, options: Mapping[str, Any] | None) -> str:
+    parts = (traced.lowered.as_text(), topology.name, sorted((options or {}).items()), versions())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def versions() -> dict[str, str]:
+    """Of what compiles."""
+    found = {}
+    for name in ("jax", "jaxlib", "libtpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _examine(traced: Traced, topology: Topology, options: Any) -> dict[str, Any]:
+    clock, cpu = time.monotonic(), time.process_time()
+    state = analytic.state_memory(traced.state)
+    with tempfile.TemporaryDirectory() as folder:
+        # The compiler writes the program down before it finds that the chip is too small.
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = compile_step(traced, dict(options or {}) | dump)
+        except jax.errors.JaxRuntimeError as error:
+            compiled, needs = None, hlo.out_of_memory(str(error))
+            if needs is None:
+                raise
+        texts = sorted(Path(folder).glob("*jit_train_step*.after_optimizations.txt"))
+        text = texts[-1].read_text(encoding="utf-8") if texts else None
+    if compiled is not None:
+        memory = _memory(compiled, topology)
+    else:
+        arguments = state["parameters"] + state["optimizer"]
+        memory = {"arguments": arguments, "temporary": needs["used"], "limit": needs["limit"]}
+        memory["total"] = needs["used"] + (0 if needs["whole"] else arguments)
+    memory = state | memory
+    memory["activations"] = max(0, memory["temporary"] - memory["gradients"])
+    found = {"memory": memory, "fits": compiled is not None, "buffers": []}
+    if text is not None:
+        found |= summarise(text, traced, topology)
+    return found | {
+        "compile_seconds": round(time.monotonic() - clock, 1),
+        "compile_cpu_seconds": round(time.process_time() - cpu, 1),
+    }
+
+
+def _memory(compiled: Any, topology: Topology) -> dict[str, Any]:
+    """Bytes on one chip, by XLA's account."""
+    ma = compiled.memory_analysis()
+    total = (
+        ma.argument_size_in_bytes + ma.output_size_in_bytes - ma.alias_size_in_bytes
+        + ma.temp_size_in_bytes + ma.generated_code_size_in_bytes
+    )  # fmt: skip
+    return {
+        "arguments": ma.argument_size_in_bytes,
+        "temporary": ma.temp_size_in_bytes,
+        "program": ma.generated_code_size_in_bytes,
+        "host": ma.host_temp_size_in_bytes + ma.host_argument_size_in_bytes,
+        "peak": getattr(ma, "peak_memory_in_bytes", 0),
+        "total": total,
+        "limit": topology.chip.hbm,
+    }
+
+
+def summarise(text: str, traced: Traced, topology: Topology) -> dict[str, Any]:
+    """`hlo.summary` of an optimised program's text, with the collectives' seconds."""
+    chip, mesh = topology.chip, traced.setup.mesh
+    found = hlo.summary(hlo.parse(text), dict(mesh.shape), chip.flops, chip.hbm_bandwidth)
+    devices = list(mesh.devices.flat)
+    for row in found["collectives"]:
+        members = [devices[n] for n in row.pop("members")]
+        places = [tuple(getattr(d, "coords", (d.id,))) for d in members]
+        slices = [getattr(d, "slice_index", 0) or 0 for d in members]
+        row["seconds"] = roofline.collective_seconds(row, topology, places, slices)
+    found["collectives"] = _merged(found["collectives"])
+    return found
+
+
+def _merged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each kind and mesh axes."""
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["kind"], row["axes"])
+        into = merged.setdefault(key, {"kind": key[0], "axes": key[1]})
+        for name in ("times", "bytes", "overlapped", "seconds"):
+            into[name] = into.get(name, 0) + row[name]
+    return sorted(merged.values(), key=lambda row: -row["bytes"])
+
+
+def count(
+    run: Run, topology: Topology, devices: Sequence[Any]
+) -> tuple[Setup, TrainState, dict[str, Any]]:
+    """As `trace` and `examine`, by formulas only: for chips whose compiler isn't here."""
+    setup, state = set_up_state(run, devices)
+    return setup, state, counted(run, topology, setup, state)
+
+
+def counted(run: Run, topology: Topology, setup: Setup, state: TrainState) -> dict[str, Any]:
+    """As `examine`, by formulas."""
+    found = analytic.counts(setup, state, run.num_microbatches)
+    memory = found["memory"]
+    memory["limit"] = topology.chip.hbm
+    memory["total"] = sum(memory[k] for k in (*STATE, "activations"))
+    found["fits"] = memory["total"] <= memory["limit"]
+    for row in found["collectives"]:
+        if topology.chip.platform == "tpu":
+            speed = 2 * topology.chip.link
+        else:  # eight GPUs share a box
+            speed = topology.chip.link if topology.chips <= 8 else topology.chip.network
+        row["seconds"] = row["bytes"] / speed
+    return found
+
+
+def host_devices(number: int) -> list[Any]:
+    """So many CPU devices, to lay arrays out on; nothing is put there.
+
+    Raises:
+      UserError: if jax has started with fewer.
+    """
+    with contextlib.suppress(RuntimeError):  # it has started: what it has is what there is
+        jax.config.update("jax_num_cpu_devices", number)
+    devices = jax.devices("cpu")
+    if len(devices) < number:
+        raise UserError(
+            f"{number} devices are to be planned for, and jax runs with {len(devices)} on this "
+            f"CPU: unset XLA_FLAGS' xla_force_host_platform_device_count."
+        )
+    return devices[:number]

@@ -1,0 +1,322 @@
+"""`plan --search`: layouts of one run, the promising ones compiled, the best written as gin.
+
+Candidates are all that the run may be laid out as: mesh shapes, remat policies, micro-batches and,
+if asked for, batches. Those that can't divide or, by formulas, come nowhere near fitting are left
+out; the rest is compiled, the most promising by formulas first, until the time is up. Compiled
+results are kept, so that the same search goes on where it was stopped.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import itertools
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from t5x_lite.errors import UserError
+from t5x_lite.models.config import CHOICES
+from t5x_lite.parallel.mesh import MeshConfig
+from t5x_lite.planning import compile as compiling
+from t5x_lite.planning import report, topologies
+from t5x_lite.planning.compile import Run
+from t5x_lite.planning.topologies import Topology
+
+HEADROOM = 2.0  # how much more than the chip has a layout may need by formulas, to be compiled
+MICROBATCHES = (1, 2, 4, 8)
+MAX_TENSOR = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What the search changes of a run."""
+
+    mesh: MeshConfig
+    remat: str
+    num_microbatches: int
+    batch_size: int
+
+    def apply(self, run: Run) -> Run:
+        steps = max(1, round(run.total_steps * run.batch_size / self.batch_size))
+        return dataclasses.replace(
+            run,
+            model=dataclasses.replace(run.model, remat=self.remat),
+            mesh=self.mesh,
+            num_microbatches=self.num_microbatches,
+            batch_size=self.batch_size,
+            total_steps=steps,  # the same budget of tokens
+        )
+
+    @property
+    def text(self) -> str:
+        axes = [f.name for f in dataclasses.fields(MeshConfig) if f.name != "fsdp_split"]
+        sizes = [f"{axis}={n}" for axis in axes if (n := getattr(self.mesh, axis)) != 1]
+        split = getattr(self.mesh, "fsdp_split", None)
+        fsdp = f" ({'x'.join(map(str, split))})" if split else ""
+        return f"{' x '.join(sizes) or 'one chip'}{fsdp}"
+
+
+def main(args: argparse.Namespace, run: Run, topology: Topology) -> dict[str, Any]:
+    """Searches, says on stderr what it does, writes --best; returns a JSON-able result."""
+    if args.budget_minutes <= 0:
+        raise UserError(f"--budget_minutes={args.budget_minutes}: expected more than 0")
+    batches = _batches(args.rows_per_chip, run, topology)
+    tried = list(candidates(run, topology, batches))
+    ranked, left_out = prune(run, topology, tried, args.price)
+    _say(f"{len(tried)} layouts, {len(ranked)} of them divide and may fit by formulas")
+    if topology.compiles:
+        _say(f"compiling the fastest first, for {args.budget_minutes:g} minutes")
+        deadline = time.monotonic() + 60 * args.budget_minutes
+        plans = compile_all(args, topology, [layout for layout, _ in ranked], deadline)
+    else:
+        plans = [plan | _described(layout) for layout, plan in ranked]
+    fitting = sorted(
+        (p for p in plans if p["fits"] and "time" in p), key=lambda p: -p["tokens_per_second"]
+    )
+    best = fitting[0] if fitting else None
+    result = {
+        "topology": topology.name,
+        "candidates": len(tried),
+        "left_out": left_out,
+        "compiled": len(plans),
+        "not_compiled": len(ranked) - len(plans),
+        "pareto": pareto(fitting),
+        "plans": fitting + [p for p in plans if p not in fitting],
+        "best": best,
+    }
+    if best and args.best:
+        path = Path(args.best)
+        path.write_text(best_gin(best, args), encoding="utf-8")
+        result["written"] = str(path)
+    return result
+
+
+def _batches(text: str | None, run: Run, topology: Topology) -> list[int]:
+    if not text:
+        return [run.batch_size]
+    try:
+        rows = [float(part) for part in text.split(",")]
+    except ValueError:
+        rows = [0.0]
+    if min(rows) <= 0:
+        raise UserError(f"--rows_per_chip={text}: expected positive numbers, such as 2,4,8")
+    return sorted({max(1, round(n * topology.chips)) for n in rows})
+
+
+def candidates(run: Run, topology: Topology, batches: list[int]) -> Iterator[Layout]:
+    """Every layout that the chips and the model's heads allow."""
+    meshes = list(_meshes(run, topology))
+    remats = [r for r in CHOICES["remat"] if r != "offload" or topology.compiles]
+    for mesh, remat, micro, batch in itertools.product(meshes, remats, MICROBATCHES, batches):
+        shards = topology.chips // mesh.tensor // getattr(mesh, "context", 1)
+        if batch % (micro * shards) == 0:
+            yield Layout(mesh, remat, micro, batch)
+
+
+def _meshes(run: Run, topology: Topology) -> Iterator[MeshConfig]:
+    heads = math.gcd(run.model.num_heads, run.model.kv_heads)
+    given = run.mesh or MeshConfig()
+    expert = getattr(given, "expert", 1)
+    for tensor in (n for n in _divisors(topology.chips) if n <= MAX_TENSOR and heads % n == 0):
+        rest, remainder = divmod(topology.chips // tensor, max(1, expert))
+        if remainder:
+            continue
+        for fsdp in _divisors(rest):
+            data = rest // fsdp
+            if topology.slices > 1 and data % topology.slices:
+                continue  # parameters are gathered within a slice only
+            mesh = dataclasses.replace(given, data=data, fsdp=fsdp, tensor=tensor, **_unsplit())
+            yield mesh
+            split = topology.shape
+            if (
+                hasattr(mesh, "fsdp_split")
+                and fsdp == math.prod(split)
+                and min(split) > 1
+                and topology.compiles
+            ):
+                yield dataclasses.replace(mesh, fsdp_split=split)
+
+
+def _unsplit() -> dict[str, None]:
+    fields = {f.name for f in dataclasses.fields(MeshConfig)}
+    return {"fsdp_split": None} if "fsdp_split" in fields else {}
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def prune(
+    run: Run, topology: Topology, layouts: list[Layout], price: float | None = None
+) -> tuple[list[tuple[Layout, dict[str, Any]]], dict[str, int]]:
+    """The layouts that divide and nearly fit, the fastest first, with their plans by formulas."""
+    devices = (
+        topologies.abstract_devices(topology)
+        if topology.compiles
+        else compiling.host_devices(topology.chips)
+    )
+    by_mesh: dict[MeshConfig, Any] = {}
+    scored, left_out = [], {"can't divide": 0, "can't fit": 0}
+    for layout in layouts:
+        one = layout.apply(run)
+        if layout.mesh not in by_mesh:
+            try:
+                by_mesh[layout.mesh] = compiling.set_up_state(one, devices)
+            except UserError:
+                by_mesh[layout.mesh] = None
+        if by_mesh[layout.mesh] is None:
+            left_out["can't divide"] += 1
+            continue
+        setup, state = by_mesh[layout.mesh]
+        model = dataclasses.replace(setup.model, config=one.model)
+        setup = dataclasses.replace(setup, model=model, batch_size=layout.batch_size)
+        found = compiling.counted(one, topology, setup, state)
+        memory = found["memory"]
+        surely = sum(memory[name] for name in compiling.STATE)
+        if surely > memory["limit"] or memory["total"] > HEADROOM * memory["limit"]:
+            left_out["can't fit"] += 1
+            continue
+        plan = report.make(one, topology, setup, state, found, price)
+        times = plan["time"]
+        seconds = max(times["compute"], times["hbm"]) + 0.5 * times["interconnect"]
+        tight = 1.0 if plan["fits"] else 1.3  # what may not fit comes later
+        scored.append((tight * seconds / setup.tokens_per_batch, len(scored), layout, plan))
+    return [(layout, plan) for *_, layout, plan in sorted(scored, key=lambda s: s[:2])], left_out
+
+
+_run: Run | None = None  # in a worker: what its process has read from the config
+
+
+def compile_all(
+    args: argparse.Namespace, topology: Topology, layouts: list[Layout], deadline: float
+) -> list[dict[str, Any]]:
+    """Plans of the layouts, in the order they are done; none is begun after the deadline."""
+    from t5x_lite.programs.plan import cache_dir
+
+    plans: list[dict[str, Any]] = []
+    workers = max(1, min(args.workers or os.cpu_count() or 1, len(layouts)))
+    context = multiprocessing.get_context("spawn")  # jax doesn't survive a fork
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(args, topology.name)
+    ) as pool:
+        queue, running = iter(layouts), {}
+
+        def begin() -> None:
+            if time.monotonic() < deadline and (layout := next(queue, None)):
+                future = pool.submit(_in_worker, layout, topology.name, cache_dir(args), args.price)
+                running[future] = layout
+
+        for _ in range(workers):
+            begin()
+        while running:
+            done, _ = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
+            for future in done:
+                layout = running.pop(future)
+                begin()
+                plan = future.result()
+                if "error" in plan:  # one layout that the compiler refuses isn't the end
+                    _say(f"      {layout.text}, remat {layout.remat}: {plan['error']}")
+                    continue
+                plans.append(plan)
+                _say(_progress(len(plans), plan))
+    return plans
+
+
+def _start_worker(args: argparse.Namespace, topology: str) -> None:
+    """A process reads the config itself: what it makes (functions) can't be sent to it."""
+    global _run
+    from t5x_lite.programs.plan import read_run, start_jax
+
+    start_jax()
+    _run = read_run(args, topologies.find(topology))
+
+
+def _in_worker(layout: Layout, topology: str, folder: str, price: float | None) -> dict[str, Any]:
+    import jax
+
+    from t5x_lite.programs.plan import make_plan
+
+    assert _run is not None
+    place = topologies.find(topology)
+    try:
+        plan = make_plan(layout.apply(_run), place, price=price, cache_dir=folder)
+    except (UserError, jax.errors.JaxRuntimeError) as error:
+        return {"error": str(error).partition("\n")[0]}
+    return plan | _described(layout)
+
+
+def _described(layout: Layout) -> dict[str, Any]:
+    return {"layout": dataclasses.asdict(layout) | {"text": layout.text}}
+
+
+def _progress(number: int, plan: dict[str, Any]) -> str:
+    speed = f"MFU {plan['mfu']:.1%}" if "mfu" in plan else "-"
+    fits = "" if plan["fits"] else ", doesn't fit"
+    return (
+        f"{number:>4}  {plan['layout']['text']}, remat {plan['remat']}, "
+        f"{plan['num_microbatches']} micro-batches: {report.gib(plan['memory']['total'])}{fits}, "
+        f"{speed}"
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def pareto(plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of plans by falling speed, those than which no faster one needs less memory."""
+    front: list[dict[str, Any]] = []
+    for plan in plans:
+        if not front or plan["memory"]["total"] < front[-1]["memory"]["total"]:
+            front.append(plan)
+    return front
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The Pareto table: time against memory."""
+    left = ", ".join(f"{n} {why}" for why, n in result["left_out"].items() if n)
+    lines = [
+        f"== {result['topology']}: {result['candidates']} layouts, {result['compiled']} examined, "
+        f"{result['not_compiled']} not reached{f', {left}' if left else ''} ==",
+    ]
+    if not result["best"]:
+        return "\n".join([*lines, "none of them fits: try more chips, or another --rows_per_chip"])
+    table = report.layout_rows(result["pareto"])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines += ["  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)) for row in table]
+    lines += ["", "fastest:", report.as_text(result["best"])]
+    if "written" in result:
+        lines.append(f"\nwritten: {result['written']}; give it behind the recipe's --gin_file")
+    return "\n".join(lines)
+
+
+def best_gin(plan: dict[str, Any], args: argparse.Namespace) -> str:
+    """A gin file that goes behind the recipe's."""
+    layout, versions = plan["layout"], plan["versions"]
+    recipe = ", ".join(args.gin_file) or "bindings only"
+    used = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines = [
+        f"# The fastest layout that `t5x_lite plan --search` found for {recipe}",
+        f"# on {plan['topology']}: {report.gib(plan['memory']['total'])} of "
+        f"{report.gib(plan['memory']['limit'])} a chip, at best "
+        f"{report.seconds(plan['time']['as_compiled'])} a step, MFU {plan['mfu']:.1%} ({used}).",
+        "# Give it behind the recipe: --gin_file=RECIPE --gin_file=THIS",
+        "train.mesh = @MeshConfig()",
+    ]
+    lines += [f"MeshConfig.{k} = {_gin_value(v)}" for k, v in layout["mesh"].items()]
+    lines += [
+        f'TransformerConfig.remat = "{layout["remat"]}"',
+        f"train.num_microbatches = {layout['num_microbatches']}",
+        f"train.batch_size = {layout['batch_size']}",
+        f"train.total_steps = {plan['steps']}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _gin_value(value: Any) -> str:
+    return repr(tuple(value)) if isinstance(value, list) else repr(value)

@@ -1,0 +1,141 @@
+"""`t5x_lite plan`: what a run needs on hardware that isn't here: memory, time, cost, layout."""
+
+import argparse
+import dataclasses
+import inspect
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from t5x_lite import config
+from t5x_lite.errors import UserError
+from t5x_lite.planning import topologies
+from t5x_lite.planning.topologies import Topology
+
+DEFAULT_CACHE = "~/.cache/t5x_lite/plan"
+
+
+def main(args: argparse.Namespace) -> int:
+    if not args.gin_file and not args.gin_bindings:
+        raise UserError(
+            f"plan needs --gin_file=FILE (shipped ones are in {config.shipped_gin_configs()})"
+        )
+    topology = topologies.find(args.topology)
+    if args.price is not None and args.price < 0:
+        raise UserError(f"--price={args.price}: expected 0 or more, for one chip and one hour")
+    start_jax()
+    run = read_run(args, topology)
+    if args.search:
+        from t5x_lite.planning import search
+
+        result = search.main(args, run, topology)
+        _write(args, result)
+        return 0 if result["best"] else 1
+    plan = make_plan(run, topology, price=args.price, cache_dir=cache_dir(args))
+    _write(args, plan)
+    return 0 if plan["fits"] else 1
+
+
+def start_jax() -> None:
+    """jax on this machine's CPU, whatever else there is: devices to plan for are abstract."""
+    topologies.quiet_libtpu()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def cache_dir(args: argparse.Namespace) -> str:
+    return os.path.expanduser(args.cache_dir or DEFAULT_CACHE)
+
+
+def make_plan(
+    run: Any, topology: Topology, *, price: float | None = None, cache_dir: str | None = None
+) -> dict[str, Any]:
+    """The plan of a `planning.compile.Run`, see `planning.report.make`."""
+    from t5x_lite.planning import compile as compiling
+    from t5x_lite.planning import report
+
+    if topology.compiles:
+        traced = compiling.trace(run, topologies.abstract_devices(topology))
+        setup, state = traced.setup, traced.state
+        found = compiling.examine(traced, topology, cache_dir=cache_dir)
+    else:
+        devices = compiling.host_devices(topology.chips)
+        setup, state, found = compiling.count(run, topology, devices)
+    return report.make(run, topology, setup, state, found, price)
+
+
+def read_run(args: argparse.Namespace, topology: Topology) -> Any:
+    """What the config binds to `train`, but for data and folders, which planning doesn't need.
+
+    Raises:
+      UserError: for what is missing or wrong in the config.
+    """
+    from t5x_lite.planning import compile as compiling
+    from t5x_lite.programs.train import train
+
+    config.register_all()
+
+    def parse(root: str) -> None:
+        config.parse(
+            args.gin_file, args.gin_bindings, args.gin_search_paths, root, trust=args.trust_config
+        )
+
+    def value(name: str) -> Any:
+        parse(f"train.{name}")
+        return config.evaluate(f"train.{name}")
+
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(train).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    values = {}
+    for field in dataclasses.fields(compiling.Run):
+        if field.name == "task":
+            continue
+        try:
+            values[field.name] = value(field.name)
+        except UserError as error:
+            if field.name not in defaults or "the config gives no" not in str(error):
+                raise
+            values[field.name] = defaults[field.name]
+    values["model"] = compiling.for_platform(values["model"], topology)
+    objective = _objective(parse)
+    task = compiling.stand_in_task(objective, values["model"].architecture)
+    return compiling.Run(task=task, **values)
+
+
+def _objective(parse: Any) -> Any:
+    """The task's objective: of all that a task is, it alone decides on shapes."""
+    try:
+        parse("train.task")
+        return config.evaluate("train.task").objective
+    except UserError as first:
+        try:  # a file of the task's, such as its vocabulary, isn't given
+            parse("Task.objective")
+            return config.evaluate("Task.objective")
+        except UserError:
+            raise first from None
+
+
+def _write(args: argparse.Namespace, plan: dict[str, Any]) -> None:
+    if args.html:
+        from t5x_lite.planning import page
+
+        Path(args.html).write_text(page.render(plan), encoding="utf-8")
+    if args.json:
+        print(json.dumps(plan, indent=1))
+        return
+    if "candidates" in plan:
+        from t5x_lite.planning import search
+
+        print(search.as_text(plan))
+    else:
+        from t5x_lite.planning import report
+
+        print(report.as_text(plan))
+    if args.html:
+        print(f"\npage: {args.html}")
