@@ -7,23 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import gin
-import jax
 from etils import epath
 
 from t5x_lite import config
-from t5x_lite.data.loader import eval_batches
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
-from t5x_lite.evaluation.evaluator import evaluate as run_evaluation
 from t5x_lite.evaluation.samples import predict_samples
+from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
-from t5x_lite.programs.setup import Setup, set_up
-from t5x_lite.training.checkpoints import Checkpoints, restore_params
+from t5x_lite.programs.held_out import HeldOut
+from t5x_lite.programs.setup import set_up
+from t5x_lite.training.checkpoints import Checkpoints
 from t5x_lite.training.state import abstract_params
-from t5x_lite.training.step import make_eval_step
 from t5x_lite.training.trackers import JsonLines
 
 
@@ -64,12 +62,12 @@ def evaluate(
     setup = set_up(model, task, lengths, batch_size, mesh, pack=False)
     abstract = abstract_params(setup.model, setup.mesh, setup.rules)
     paths = checkpoint_paths(model_dir, checkpoint)
-    eval_step = jax.jit(make_eval_step(setup.model, task.vocabulary.byte_lengths))
+    held_out = HeldOut(setup, batch_count)
     results = []
     with use_mesh(setup.mesh, setup.rules):
         for path in paths:
-            params = restore_params(path, abstract)
-            results.append(_evaluate_one(setup, eval_step, params, path, batch_count))
+            params = restore_params(path, abstract, model=model)
+            results.append(_evaluate_one(held_out, params, path))
         if num_samples:
             samples = predict_samples(setup.model, params, task, setup.lengths, count=num_samples)
             if distributed.is_main_process():
@@ -83,17 +81,9 @@ def evaluate(
     return results
 
 
-def _evaluate_one(setup: Setup, eval_step, params, path: str, count: int | None) -> dict[str, Any]:
+def _evaluate_one(held_out: HeldOut, params: Any, path: str) -> dict[str, Any]:
     started = time.monotonic()
-    batches = eval_batches(
-        setup.task,
-        lengths=setup.lengths,
-        batch_size=setup.batch_size,
-        architecture=setup.architecture,
-        rows=setup.rows,
-        max_batches=count,
-    )
-    metrics = run_evaluation(eval_step, params, setup.place_all(batches))
+    metrics = held_out.evaluate(params, each_task=False)
     name = epath.Path(path).name
     result = {"step": int(name) if name.isdigit() else 0, "checkpoint": str(path)} | metrics
     if distributed.is_main_process():

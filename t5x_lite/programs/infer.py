@@ -19,13 +19,13 @@ from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 from t5x_lite.inference.decoding import Greedy, Method, generate
 from t5x_lite.inference.scoring import log_likelihood
+from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.eval import checkpoint_paths
 from t5x_lite.programs.setup import Setup, set_up
-from t5x_lite.training.checkpoints import restore_params
 from t5x_lite.training.state import abstract_params, key_for
 
 Record = dict[str, Any]
@@ -108,7 +108,7 @@ def infer(
     setup = set_up(model, task, lengths, batch_size, mesh, pack=False)
     abstract = abstract_params(setup.model, setup.mesh, setup.rules)
     [path] = checkpoint_paths(model_dir, checkpoint)
-    params = restore_params(path, abstract)
+    params = restore_params(path, abstract, model=model)
     new_tokens = max_new_tokens or setup.lengths["targets"]
 
     def results() -> Iterator[Record]:

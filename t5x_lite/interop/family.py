@@ -1,0 +1,62 @@
+"""What a family of models on Hugging Face has to say about itself."""
+
+import abc
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from t5x_lite.interop.fields import Fields
+from t5x_lite.interop.weight_maps import Rule
+from t5x_lite.models import TransformerConfig
+
+# Their names of activations -> ours. "gelu" is the error function's there, the tanh form here.
+ACTIVATIONS = {
+    "gelu": "gelu_exact",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+class Family(abc.ABC):
+    """Configuration and weights of some model types, both ways."""
+
+    model_types: tuple[str, ...]
+
+    @abc.abstractmethod
+    def read(self, fields: Fields, tensors: Collection[str]) -> dict[str, Any]:
+        """config.json -> arguments of TransformerConfig.
+
+        ``tensors``: the names of the weights, as transformers 5 ties by what a file holds.
+        Raises UserError for what can't be expressed here.
+        """
+
+    @abc.abstractmethod
+    def obstacle(self, config: TransformerConfig) -> str | None:
+        """Why a model can't be one of this family, as "positions = 'rope'"; None if it can."""
+
+    @abc.abstractmethod
+    def write(self, config: TransformerConfig) -> dict[str, Any]:
+        """The config.json of a model without an obstacle, "architectures" among it."""
+
+    @abc.abstractmethod
+    def rules(self, config: TransformerConfig) -> list[Rule]:
+        """The weights' table for this model."""
+
+    def ignored(self, config: TransformerConfig) -> Sequence[str]:
+        """Regular expressions of tensors that hold nothing of their own."""
+        return ()
+
+    def copies(self, config: TransformerConfig) -> dict[str, str]:
+        """{tensor: the one it must equal if it is there}."""
+        return {}
+
+
+def first_obstacle(config: TransformerConfig, **wanted: Any) -> str | None:
+    """The first setting that isn't as wanted (a value, or a tuple of values that do)."""
+    for name, value in wanted.items():
+        found = getattr(config, name)
+        if not (found in value if isinstance(value, tuple) else found == value):
+            return f"{name} = {found!r}"
+    return None

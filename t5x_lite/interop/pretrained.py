@@ -1,0 +1,283 @@
+"""The door: weights from wherever they are, as a model, a run's parameters, or another format."""
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from t5x_lite.errors import UserError
+from t5x_lite.interop import huggingface, runs, t5x, tokenizer_files
+from t5x_lite.interop.tensors import Tensor, whole
+from t5x_lite.interop.weight_maps import Shape
+from t5x_lite.models import Model, TransformerConfig
+from t5x_lite.parallel.rules import MeshAxes
+from t5x_lite.training import checkpoint_layout as layout
+from t5x_lite.training import checkpoints
+from t5x_lite.training.state import abstract_params
+
+# The settings that make two models with the same weights compute different things.
+_MEANING = (
+    "architecture",
+    "mlp_activations",
+    "norm",
+    "norm_epsilon",
+    "positions",
+    "scale_attention",
+    "qk_norm",
+    "attention_soft_cap",
+    "logits_soft_cap",
+    "tied_embeddings",
+    "attention_window",
+    "use_bias",
+    "num_heads",
+    "head_dim",
+    "kv_heads",
+)
+_MEANING_IF = {  # of those that matter to some models only
+    "relative_buckets": lambda c: c.positions == "relative",
+    "relative_max_distance": lambda c: c.positions == "relative",
+    "rope_theta": lambda c: c.positions == "rope",
+    "rope_scaling": lambda c: c.positions == "rope",
+    "scale_tied_logits": lambda c: c.tied_embeddings,
+}
+
+
+class Source(NamedTuple):
+    """Weights that aren't in memory yet.
+
+    kind: "huggingface", "t5x" or "t5x_lite". exact: whether `config` was written down beside the
+    weights, not guessed from their shapes. dtype: of the largest parameter.
+    """
+
+    kind: str
+    path: str
+    config: TransformerConfig
+    exact: bool
+    dtype: np.dtype
+    reader: Any
+
+    def parameters(
+        self, shapes: Mapping[str, Shape], dtype: np.dtype | None = None
+    ) -> dict[str, Tensor]:
+        """The parameters of a model with these shapes by name; UserError if there are others."""
+        return self.reader(shapes, dtype)
+
+    def vocabulary(self):
+        """What the weights were trained with, or None if no file says it."""
+        if self.kind == "t5x":
+            return None
+        if self.kind == "huggingface":
+            return tokenizer_files.read(Path(self.path), self.config.vocab_size)
+        return runs.vocabulary(layout.absolute(self.path), self.config.vocab_size)
+
+
+def open_source(path: str | os.PathLike, config: TransformerConfig | None = None) -> Source:
+    """Finds out what a path is, and reads the headers there.
+
+    Args:
+      path: a folder of Hugging Face, a checkpoint of T5X (or a folder of some), or a run of this
+        package or one of its checkpoints.
+      config: the model, where the folder doesn't say it: T5X's.
+
+    Raises:
+      UserError: it is none of these, or damaged, or a model that can't be expressed here.
+    """
+    path = os.fspath(path)
+    if "://" not in path and huggingface.is_folder(Path(path).expanduser()):
+        if config is not None:
+            raise UserError(f"{path} has a config.json, which says what model it is: no --config.")
+        folder = huggingface.read(Path(path).expanduser())
+        dtype = max(folder.tensors.values(), key=lambda t: np.prod(t.shape)).dtype
+        return Source("huggingface", str(folder.path), folder.config, True, dtype,
+                      folder.parameters)  # fmt: skip
+    if "://" not in path and (found := t5x.find(Path(path).expanduser())) is not None:
+        tensors = t5x.read(found)
+        chosen = config or t5x.guess_config(tensors, found)
+        dtype = max(tensors.values(), key=lambda t: np.prod(t.shape)).dtype
+        return Source("t5x", str(found), chosen, config is not None, dtype,
+                      lambda s, d=None: t5x.parameters(tensors, s, chosen, found, d))  # fmt: skip
+    found = layout.find_checkpoint(layout.absolute(path))
+    source = runs.Checkpoint(found)
+    chosen = config or source.config
+    return Source("t5x_lite", str(path), chosen, True, source.dtype, source.parameters)
+
+
+def is_foreign(path: str | os.PathLike) -> bool:
+    """Whether there are weights of another program at a path."""
+    if "://" in os.fspath(path):
+        return False
+    path = Path(path).expanduser()
+    return huggingface.is_folder(path) or t5x.find(path) is not None
+
+
+def restore_params(
+    path: str | os.PathLike,
+    abstract: Any,
+    include: str | None = None,
+    *,
+    model: TransformerConfig,
+) -> dict[str, Any]:
+    """`checkpoints.restore_params`, from folders of Hugging Face and checkpoints of T5X, too.
+
+    Each device reads its own part. Raises UserError also if ``model`` has settings with which those
+    weights would compute something else (of T5X's only the shapes can be checked).
+    """
+    if not is_foreign(path):
+        return checkpoints.restore_params(path, abstract, include)
+    source = open_source(path, None if huggingface.is_folder(Path(path).expanduser()) else model)
+    wanted = layout.by_name(abstract)
+    try:
+        pattern = re.compile(include or "")
+    except re.error as error:
+        raise UserError(f"include={include!r} isn't a regular expression: {error}.") from None
+    if source.kind == "huggingface" and include is None:
+        require_same_meaning(source.config, model, path)
+    shapes = {name: leaf.shape for name, leaf in wanted.items()}
+    tensors = source.parameters(shapes)
+    chosen = {name: leaf for name, leaf in wanted.items() if pattern.search(name)}
+    if not chosen:
+        raise UserError(f"include={include!r} matches none of the parameters of {path}.")
+    return layout.nested({name: place(tensors[name], leaf) for name, leaf in chosen.items()})
+
+
+def require_same_meaning(found: TransformerConfig, wanted: TransformerConfig, path: Any) -> None:
+    """UserError naming the first settings in which two models would compute different things."""
+    names = [*_MEANING, *(name for name, matters in _MEANING_IF.items() if matters(wanted))]
+    said = [
+        f"{name} is {getattr(wanted, name)!r} here and {getattr(found, name)!r} there"
+        for name in names
+        if getattr(found, name) != getattr(wanted, name)
+    ]
+    if said:
+        raise UserError(f"the model of {path} is another: {'; '.join(said[:3])}.")
+
+
+def place(tensor: Tensor, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """Reads a tensor into a leaf's sharding and dtype, every device its own part, once."""
+    sharding = leaf.sharding or SingleDeviceSharding(jax.local_devices()[0])
+    read: dict[Any, np.ndarray] = {}
+
+    def part(index) -> np.ndarray:
+        index = whole(leaf.shape, index)
+        key = tuple((s.start, s.stop) for s in index)
+        if key not in read:
+            read[key] = np.ascontiguousarray(tensor.read(index).astype(leaf.dtype, copy=False))
+        return read[key]
+
+    return jax.make_array_from_callback(leaf.shape, sharding, part)
+
+
+def from_pretrained(
+    path: str | os.PathLike,
+    *,
+    mesh: Mesh | None = None,
+    rules: Mapping[str, MeshAxes] | None = None,
+    param_dtype: Any = "float32",
+    config: TransformerConfig | None = None,
+    **settings: Any,
+) -> tuple[Model, dict[str, Any], Any]:
+    """Returns (model, parameters, vocabulary) of a folder of weights.
+
+    Args:
+      path: see `open_source`.
+      mesh, rules: where the parameters go (see `make_mesh`); None: to the first device.
+      param_dtype: of the parameters.
+      config: the model, where the folder doesn't say it (T5X).
+      settings: of TransformerConfig that change no number, such as remat="full", dtype="float32" or
+        scan_layers=False.
+
+    Returns:
+      The model; its parameters, a nested dict; and the vocabulary, None if the folder has none.
+
+    Raises:
+      UserError: see `open_source`.
+    """
+    source = open_source(path, config)
+    changed = [name for name in settings if name in (*_MEANING, *_MEANING_IF)]
+    if changed:
+        raise UserError(f"{changed[0]} is what the weights in {path} make it; it can't be chosen.")
+    model = Model(dataclasses.replace(source.config, **settings))
+    if mesh is None:
+        abstract = model.abstract_params()
+    else:
+        abstract = abstract_params(model, mesh, rules or {})
+    wanted = layout.by_name(abstract)
+    tensors = source.parameters({name: leaf.shape for name, leaf in wanted.items()})
+    dtype = dtype_named(np.dtype(param_dtype).name)
+    params = {
+        name: place(tensors[name], jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding))
+        for name, leaf in wanted.items()
+    }
+    return model, layout.nested(params), source.vocabulary()
+
+
+def save_pretrained(
+    path: str | os.PathLike,
+    model: Model,
+    params: Mapping[str, Any],
+    vocabulary: Any = None,
+    *,
+    dtype: Any = "float32",
+) -> None:
+    """Writes a model as a new folder that `AutoModel*.from_pretrained` and `AutoTokenizer` open.
+
+    The class is T5ForConditionalGeneration, LlamaForCausalLM, Qwen3ForCausalLM or GPT2LMHeadModel,
+    by the model's settings. ``vocabulary`` None: no tokenizer files are written.
+
+    Raises:
+      UserError: the folder exists, or no class of Hugging Face computes what the model does.
+    """
+    named = layout.by_name(params)
+    huggingface.write(
+        path,
+        model.config,
+        lambda name: np.asarray(named[name]),
+        {name: leaf.shape for name, leaf in named.items()},
+        vocabulary=vocabulary,
+        dtype=dtype,
+    )
+
+
+def dtype_named(name: str) -> np.dtype:
+    """A dtype that weights may be written in; UserError for others."""
+    names = ("float32", "bfloat16", "float16")
+    if name not in names:
+        raise UserError(f"dtype {name!r}: expected one of {', '.join(names)}.")
+    return np.dtype(jnp.dtype(name))
+
+
+def convert(
+    source: Source, to: str | os.PathLike, kind: str, *, dtype: Any = None, vocabulary: Any = None
+) -> None:
+    """Writes a source's weights in another format, holding about one parameter at a time.
+
+    Args:
+      to: a new folder.
+      kind: "huggingface", or "t5x_lite": a run's folder with checkpoints/0 in it.
+      dtype: of what is written; None: the source's.
+      vocabulary: to be written with it; None: none is.
+    """
+    dtype = np.dtype(dtype or source.dtype)
+    shapes = huggingface.shapes_of(source.config)
+    tensors = source.parameters(shapes, dtype)
+    if kind == "huggingface":
+        read = lambda name: tensors[name].all()  # noqa: E731
+        huggingface.write(to, source.config, read, shapes, vocabulary=vocabulary, dtype=dtype)
+        return
+    with huggingface.new_folder(to) as folder:
+        runs.write(folder, tensors, source.config, {"converted_from": source.path})
+        (folder / "model.gin").write_text(runs.gin_text(source.config, source.path))
+        if vocabulary is not None:
+            tokenizer_files.write(vocabulary, folder, source.config)
+        elif source.kind == "huggingface":
+            for name in tokenizer_files.FILES:
+                if (Path(source.path) / name).is_file():
+                    shutil.copyfile(Path(source.path) / name, folder / name)

@@ -1,0 +1,169 @@
+"""This package's own checkpoints as named tensors, and checkpoints written tensor by tensor."""
+
+import dataclasses
+import gc
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from t5x_lite import config
+from t5x_lite.data.vocabulary import SentencePieceVocabulary
+from t5x_lite.errors import UserError
+from t5x_lite.interop import tokenizer_files
+from t5x_lite.interop.tensors import Index, Tensor, cast
+from t5x_lite.interop.weight_maps import Shape
+from t5x_lite.models import TransformerConfig
+from t5x_lite.training import checkpoint_layout as layout
+from t5x_lite.training import verification
+
+STEP = "0"  # of a checkpoint that no training step has made
+_TASK = "train.task"
+
+
+class Checkpoint:
+    """A checkpoint of this package."""
+
+    def __init__(self, path: epath.Path):
+        self.path = path
+        self.description = layout.read_description(path)
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The model, as it was recorded; UserError if it wasn't, or has settings unknown here."""
+        found = self.description.get("run", {}).get("model")
+        if not isinstance(found, dict):
+            raise UserError(f"{self.path} doesn't say what model it is of: give --config.")
+        known = {field.name for field in dataclasses.fields(TransformerConfig)}
+        if unknown := sorted(found.keys() - known):
+            raise UserError(f"{self.path} is of a model with {unknown[0]!r}, unknown here.")
+        return TransformerConfig(**found)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the token embedding."""
+        spec = self.description["arrays"].get("params/token_embedder/embedding", "float32")
+        return np.dtype(jnp.dtype(spec.partition("[")[0]))
+
+    def parameters(
+        self, shapes: Mapping[str, Shape], dtype: np.dtype | None = None
+    ) -> dict[str, Tensor]:
+        """The parameters by name. Reading a part of one reads it whole, and checks it."""
+        specs = self.description["arrays"]
+        saved = {n.removeprefix("params/"): s for n, s in specs.items() if n.startswith("params/")}
+        wanted = {n: jax.ShapeDtypeStruct(shape, np.float32) for n, shape in shapes.items()}
+        layout.require_same(saved, layout.specs(wanted), self.path, dtypes=False)
+        return {name: cast(self._tensor(name, spec), dtype) for name, spec in saved.items()}
+
+    def _tensor(self, name: str, spec: str) -> Tensor:
+        dtype, _, sizes = spec.removesuffix("]").partition("[")
+        shape = tuple(int(size) for size in sizes.split(",") if size)
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        abstract = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=device)
+        full = f"params/{name}"
+
+        def read(index: Index) -> np.ndarray:
+            with _partial_load():
+                request = {"state": layout.nested({full: abstract})}
+                found = layout.by_name(layout.load(self.path, request)["state"])
+            layout.require_sums(self.description, "", found, self.path)
+            value = np.asarray(found.pop(full))[index]
+            gc.collect()  # what has read it is in cycles, with copies of it
+            return value
+
+        return Tensor(shape, np.dtype(abstract.dtype), read)
+
+
+def _partial_load() -> ocp.Context:
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    return context
+
+
+def write(
+    folder: Path, tensors: Mapping[str, Tensor], model: TransformerConfig, note: Mapping[str, Any]
+) -> None:
+    """Writes ``folder``/checkpoints/0 with these parameters, holding one of them at a time.
+
+    It can start a run (train.initial_checkpoint), not continue one: there is no optimizer state.
+    """
+    path = layout.absolute(folder) / "checkpoints" / STEP
+    path.parent.mkdir(parents=True)
+    arrays, sums = {}, {}
+    context = ocp.Context()
+    for name, tensor in tensors.items():
+        name = f"params/{name}"
+        value = jax.device_put(tensor.all(), jax.local_devices(backend="cpu")[0])
+        measured, bad = verification.checksums({name: value})
+        if bad:
+            raise UserError(f"{name} isn't finite: these weights are of no use.")
+        sums |= measured
+        arrays |= layout.specs({name: value})
+        with context:
+            ocp.partial.save(path, layout.nested({name: value}))
+        del value
+        gc.collect()  # what has saved it is in cycles that would keep it for a while
+    with context:
+        ocp.partial.finalize(path)
+    record = {
+        "step": 0,
+        "versions": {},
+        "arrays": arrays,
+        "checksums": sums,
+        "data": False,
+        "run": {"model": dataclasses.asdict(model), **note},
+    }
+    (path / "description").mkdir()
+    text = json.dumps(verification.seal(json.loads(json.dumps(record))))
+    (path / "description" / layout.DESCRIPTION).write_text(text)
+    assert layout.is_whole(path), os.listdir(path)
+
+
+def vocabulary(path: epath.Path, rows: int) -> Any:
+    """The vocabulary of a run: from files in its folder, or else its configuration's.
+
+    None if there is neither. Raises UserError if the configuration's can't be made. The task's data
+    isn't looked at: it needn't be on this machine.
+    """
+    found = layout.find_checkpoint(path)
+    for folder in (path, found.parent.parent):
+        if "://" in str(folder):
+            continue
+        if (folder / "vocabulary.model").exists():  # trained by the run on its own text
+            return SentencePieceVocabulary(str(folder / "vocabulary.model"))
+        if known := tokenizer_files.read(Path(folder), rows):
+            return known
+    text = layout.read_description(found).get("run", {}).get("config")
+    return _configured_vocabulary(text) if text else None
+
+
+def _configured_vocabulary(text: str) -> Any:
+    with config.fresh(), tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "config.gin"
+        file.write_text(text)
+        (Path(temporary) / "run.json").touch()  # somebody else's, perhaps: it may import nothing
+        config.register_all()
+        config.parse([str(file)], root=_TASK)
+        for (scope, selector), values in list(gin.config._CONFIG.items()):
+            if "vocabulary" in values:  # all tasks of a mixture have the same
+                return config.evaluate("/".join(filter(None, [scope, f"{selector}.vocabulary"])))
+    return None
+
+
+def gin_text(model: TransformerConfig, source: str) -> str:
+    """A gin file that makes a model's configuration; defaults are left out."""
+    lines = [f"# The model of {source}.", "MODEL = @TransformerConfig()"]
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if value != field.default:
+            lines.append(f"TransformerConfig.{field.name} = {value!r}")
+    return "\n".join(lines) + "\n"

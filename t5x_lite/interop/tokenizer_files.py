@@ -1,0 +1,172 @@
+"""Vocabularies as the tokenizer files of a Hugging Face folder, and back."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from t5x_lite.data.huggingface import HuggingFaceVocabulary
+from t5x_lite.data.trained_vocabulary import TrainedVocabulary
+from t5x_lite.data.vocabulary import ByteVocabulary, SentencePieceVocabulary, Vocabulary
+from t5x_lite.errors import UserError
+from t5x_lite.interop.safetensors_files import read_json
+from t5x_lite.interop.sentencepiece_json import template, tokenizer_json
+from t5x_lite.models import TransformerConfig
+
+log = logging.getLogger(__name__)
+
+CONFIG, JSON, PIECES = "tokenizer_config.json", "tokenizer.json", "spiece.model"
+FILES = (CONFIG, JSON, PIECES, "special_tokens_map.json", "added_tokens.json")
+
+
+def check_size(ids: int, rows: int, what: str) -> None:
+    """UserError if a vocabulary has more ids than an embedding has rows."""
+    if ids > rows:
+        raise UserError(
+            f"{what} has {ids:,} ids and the embedding only {rows:,} rows: they don't belong "
+            f"together."
+        )
+
+
+def write(vocabulary: Vocabulary, folder: Path, config: TransformerConfig) -> dict[str, int]:
+    """Writes the files; returns the ids that config.json repeats.
+
+    Raises UserError for a vocabulary that transformers has no tokenizer for.
+    """
+    if isinstance(vocabulary, TrainedVocabulary):
+        vocabulary = vocabulary.trained
+    starts = not config.has_encoder  # a decoder's text begins with the start token, id 0
+    special = {"eos_token_id": int(vocabulary.eos_id)} | ({"bos_token_id": 0} if starts else {})
+    if isinstance(vocabulary, SentencePieceVocabulary):
+        _write_pieces(vocabulary, folder, starts)
+    elif isinstance(vocabulary, ByteVocabulary):
+        _write_bytes(vocabulary, folder)
+    elif isinstance(vocabulary, HuggingFaceVocabulary):
+        _write_tokenizers(vocabulary, folder, starts)
+    else:
+        raise UserError(
+            f"{type(vocabulary).__name__} can't be written for Hugging Face: SentencePiece, byte "
+            f"and Hugging Face vocabularies can."
+        )
+    return special
+
+
+def read(folder: Path, rows: int) -> Vocabulary | None:
+    """The vocabulary of a folder; None if it has no tokenizer files that are known here, or some
+    that don't fit: with ordinary text at id 0.
+
+    Raises UserError if it has more ids than the embedding has ``rows``.
+    """
+    settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    vocabulary: Vocabulary | None = None
+    if str(settings.get("tokenizer_class", "")).startswith("ByT5"):
+        named = settings.get("additional_special_tokens") or ()
+        sentinels = sum("extra_id" in str(name) for name in named)
+        vocabulary = ByteVocabulary(sentinels or int(settings.get("extra_ids", 125)))
+    elif (folder / PIECES).is_file():
+        vocabulary = SentencePieceVocabulary(str(folder / PIECES))
+    elif (folder / JSON).is_file():
+        vocabulary = HuggingFaceVocabulary(str(folder / JSON))
+        if vocabulary._model.moved:
+            log.warning(
+                "%s has ordinary text at id 0, which is padding here: it isn't used. Use it "
+                "through transformers, and keep its id 0 out of batches.",
+                folder / JSON,
+            )
+            return None
+    if vocabulary is not None:
+        check_size(vocabulary.size, rows, f"the tokenizer in {folder}")
+    return vocabulary
+
+
+# ------------------------------------------------------------------------------------ the kinds
+
+
+def _write_pieces(vocabulary: SentencePieceVocabulary, folder: Path, starts: bool) -> None:
+    model = vocabulary._model
+    (folder / PIECES).write_bytes(model.data)  # with its sentinels, for whoever reads it directly
+    _write(folder / JSON, tokenizer_json(model.data, start=starts))
+    pad, eos, unknown = model.pieces[:3]
+    sentinels = [f"<extra_id_{i}>" for i in range(vocabulary.num_sentinels)]
+    _write_settings(folder, "PreTrainedTokenizerFast", (pad, eos, unknown), sentinels, starts)
+
+
+def _write_settings(folder: Path, kind: str, tokens, sentinels: list[str], starts: bool, **more):
+    pad, eos, unknown = tokens
+    special: dict[str, Any] = {"pad_token": pad, "eos_token": eos, "unk_token": unknown}
+    if starts:
+        special["bos_token"] = pad
+    if sentinels:
+        special["additional_special_tokens"] = sentinels
+    _write(folder / "special_tokens_map.json", special)
+    settings = special | {
+        "tokenizer_class": kind,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 10**9,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **more,
+    }
+    if starts:
+        settings["padding_side"] = "left"  # texts are continued at their right end
+    _write(folder / CONFIG, settings)
+
+
+def _write_bytes(vocabulary: ByteVocabulary, folder: Path) -> None:
+    sentinels = [f"<extra_id_{i}>" for i in range(vocabulary.num_sentinels)]
+    tokens = ("<pad>", "</s>", "<unk>")
+    # Its own order of sentinels would be from the bottom up.
+    added = {str(i): token for i, token in enumerate(tokens)}
+    added |= {str(vocabulary.sentinel(i)): token for i, token in enumerate(sentinels)}
+    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    decoder = {i: {"content": token, "special": True, **flags} for i, token in added.items()}
+    _write_settings(
+        folder, "ByT5Tokenizer", tokens, sentinels, False, extra_ids=len(sentinels),
+        added_tokens_decoder=decoder,
+    )  # fmt: skip
+
+
+def _write_tokenizers(vocabulary: HuggingFaceVocabulary, folder: Path, starts: bool) -> None:
+    model = vocabulary._model
+    spec = json.loads(model.data)
+    if model.moved:
+        _move_first(spec, model.tokens, Path(vocabulary.path))
+    for i in range(model.added):
+        spec.setdefault("added_tokens", []).append(
+            _token(vocabulary.size - 1 - i, f"<extra_id_{i}>")
+        )
+    spec.get("added_tokens", []).sort(key=lambda token: token["id"])
+    settings = Path(vocabulary.path).expanduser().with_name(CONFIG)
+    published = settings.is_file() and not model.moved
+    eos, pad = model.tokens[vocabulary.eos_id], model.tokens[0] or "<pad>"
+    if not published:
+        begin = template(pad, 0, True) if starts else template(eos, vocabulary.eos_id, False)
+        spec["post_processor"] = begin
+    _write(folder / JSON, spec)
+    if published:  # with its settings beside it: as its makers want it
+        _write(folder / CONFIG, read_json(settings))
+        return
+    sentinels = [f"<extra_id_{i}>" for i in range(vocabulary.num_sentinels)]
+    _write_settings(folder, "PreTrainedTokenizerFast", (pad, eos, eos), sentinels, starts)
+
+
+def _move_first(spec: dict[str, Any], tokens: list, path: Path) -> None:
+    """Padding takes id 0, and the token that was there goes to the end, as it does here."""
+    vocab = spec["model"].get("vocab")
+    if not isinstance(vocab, dict) or "<pad>" in vocab:
+        raise UserError(f"{path} has an ordinary token at id 0 and can't be written with padding.")
+    vocab[tokens[-1]] = len(tokens) - 1
+    vocab["<pad>"] = 0
+    added = spec.setdefault("added_tokens", [])
+    # Named in the model, too: the ids of others are counted from its size, whatever the file says.
+    vocab.update({token["content"]: token["id"] for token in added})
+    added.append(_token(0, "<pad>"))
+
+
+def _token(i: int, content: str) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": i, "content": content, "special": True, **flags}
+
+
+def _write(file: Path, values: Any) -> None:
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,208 @@
+"""`t5x_lite convert` there and back, and runs that start from other programs' weights."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+
+import t5x_lite as tl
+from t5x_lite import cli, config
+from t5x_lite.interop import huggingface, pretrained
+from t5x_lite.models import Model
+from t5x_lite.training import checkpoint_layout as layout
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "huggingface"
+GIN = """
+include "runs/base.gin"
+include "models/t5_1_1_tiny.gin"
+include "optimizers/adamw.gin"
+TASK = @Task()
+Task.name = "sentences"
+Task.source = @TextFiles()
+TextFiles.files = "text.txt"
+TextFiles.held_out = 0.2
+Task.objective = @SpanCorruption()
+Task.vocabulary = @ByteVocabulary()
+TransformerConfig.vocab_size = 384
+LENGTHS = {"inputs": 64, "targets": 16}
+BATCH_SIZE = 8
+TOTAL_STEPS = 2
+PEAK_RATE = 0.003
+WARMUP_STEPS = 1
+MODEL_DIR = "run"
+train.eval_batch_count = 1
+train.num_samples = 0
+train.initial_checkpoint = "start"
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    with config.fresh():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run that started from a folder of Hugging Face, and that folder, "start"."""
+    folder = tmp_path_factory.mktemp("convert")
+    (folder / "text.txt").write_text("\n".join(d["text"] for d in tiny.documents()))
+    (folder / "tiny.gin").write_text(GIN)
+    with config.fresh(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config.register_all()
+        bindings = ["TransformerConfig.vocab_size=384", "train.model=%MODEL"]
+        config.parse(["models/t5_1_1_tiny.gin"], bindings, root="train.model")
+        model = Model(config.evaluate("train.model"))
+        params = jax.jit(model.init)(jax.random.key(3))
+        tl.save_pretrained(folder / "start", model, params, tl.ByteVocabulary())
+        config.clear()
+        assert cli.main(["train", "--gin_file=tiny.gin"]) == 0
+    return folder
+
+
+def weights(folder) -> dict[str, np.ndarray]:
+    return {
+        k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()
+    }
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(
+        one[k].dtype == other[k].dtype and one[k].tobytes() == other[k].tobytes() for k in one
+    )
+
+
+@pytest.mark.parametrize("name", ["t5_1_1", "gpt2", "qwen3"])
+def test_there_and_back(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["convert", f"--from={GOLDEN / name}", "--to=ours"]) == 0
+    assert "(t5x_lite)" in capsys.readouterr().out
+    assert cli.main(["convert", "--from=ours", "--to=theirs"]) == 0
+    assert same(weights(tmp_path / "theirs"), weights(GOLDEN / name))
+    # and what it wrote about the model is gin
+    config.register_all()
+    config.parse(["ours/model.gin"], ["train.model=%MODEL"], root="train.model")
+    assert config.evaluate("train.model") == huggingface.read(GOLDEN / name).config
+
+
+def test_a_run_starts_from_a_folder_of_hugging_face(folder):
+    """Two steps of AdamW move a parameter by at most about the learning rate each."""
+    before = weights(folder / "start")
+    assert cli.main(["convert", f"--from={folder / 'run'}", f"--to={folder / 'after'}"]) == 0
+    after = weights(folder / "after")
+    moved = {k: np.abs(after[k] - before[k]).max() for k in before}
+    assert 0 < max(moved.values()) < 0.01
+    # exported in half precision it is rounded, once
+    half = ["convert", f"--from={folder / 'run/checkpoints/2'}", f"--to={folder / 'half'}"]
+    assert cli.main([*half, "--dtype=bfloat16"]) == 0
+    for key, value in weights(folder / "half").items():
+        np.testing.assert_array_equal(value, after[key].astype(value.dtype))
+    # the vocabulary came from the run's configuration
+    settings = json.loads((folder / "after/tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "ByT5Tokenizer"
+    model, params, vocabulary = tl.from_pretrained(folder / "after")
+    assert vocabulary == tl.ByteVocabulary()
+    restored = tl.from_pretrained(folder / "run")[1]
+    jax.tree.map(np.testing.assert_array_equal, params, restored)
+
+
+def test_infer_reads_a_folder_of_hugging_face(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    tl.save_pretrained("exported", *tl.from_pretrained("run"))
+
+    def predicted(checkpoint: str) -> dict:
+        flags = ["infer", "--gin_file=run/config.gin", "--prompt=the quick<extra_id_0>"]
+        assert cli.main([*flags, f"--checkpoint={checkpoint}"]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    assert predicted("exported") == predicted("2")
+
+
+def test_a_run_of_another_model_does_not_start(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    flags = ["train", "--gin_file=tiny.gin", "--gin.MODEL_DIR='other'"]
+    assert cli.main([*flags, "--gin.TransformerConfig.norm_epsilon=0.1"]) == 2
+    error = capsys.readouterr().err
+    assert "norm_epsilon is 0.1 here and 1e-06 there" in error
+
+
+def test_mistakes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source = f"--from={GOLDEN / 'llama'}"
+    (tmp_path / "there").mkdir()
+    for flags, said in [
+        ([source, "--to=there"], "there exists already"),
+        (["--from=nowhere", "--to=new"], "nowhere doesn't exist"),
+        ([source, "--to=new", "--vocabulary=bytes"], "has 384 ids and the embedding only 61 rows"),
+        ([source, "--to=new", "--vocabulary=v.model"], "no such file"),
+        ([source, "--to=new", "--config=models/t5_1_1_tiny.gin"], "has a config.json"),
+        ([source, "--to=new", "--dtype=int8"], "int8"),
+        ([source], "--to"),
+    ]:
+        assert cli.main(["convert", *flags]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+def test_shards_and_an_index_when_it_is_large(tmp_path):
+    folder = huggingface.read(GOLDEN / "gpt2")
+    shapes = huggingface.shapes_of(folder.config)
+    tensors = folder.parameters(shapes)
+    huggingface.write(
+        tmp_path / "out", folder.config, lambda n: tensors[n].all(), shapes, shard_bytes=12_000
+    )
+    files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert all(p.stat().st_size < 16_000 for p in (tmp_path / "out").glob("*.safetensors"))
+    assert same(weights(tmp_path / "out"), weights(GOLDEN / "gpt2"))
+    again = huggingface.read(tmp_path / "out")
+    assert again.config == folder.config
+
+
+def test_nothing_but_what_is_asked_for_is_read(monkeypatch):
+    """A device that holds one layer reads one layer of the file, and one half of a matrix."""
+    folder = huggingface.read(GOLDEN / "llama")
+    read = []
+
+    def counting(tensor):
+        def part(index):
+            found = tensor.read(index)
+            read.append(found.size)
+            return found
+
+        return tensor._replace(read=part)
+
+    folder = folder._replace(tensors={n: counting(t) for n, t in folder.tensors.items()})
+    tensors = folder.parameters(huggingface.shapes_of(folder.config))
+    wi = tensors["decoder/layers/mlp/wi_0/kernel"]  # [2, 20, 28]
+    found = wi.read((slice(1, 2), slice(0, 20), slice(14, 28)))
+    assert found.shape == (1, 20, 14) and sum(read) == 20 * 14
+    theirs = weights(GOLDEN / "llama")["model.layers.1.mlp.gate_proj.weight"]
+    np.testing.assert_array_equal(found[0], theirs.T[:, 14:])
+
+
+def test_a_reader_that_is_not_finite_is_refused(tmp_path):
+    model, params, _ = tl.from_pretrained(GOLDEN / "llama")
+    params["decoder"]["decoder_norm"]["scale"] = params["decoder"]["decoder_norm"]["scale"] * np.nan
+    tl.save_pretrained(tmp_path / "nan", model, params)
+    source = pretrained.open_source(tmp_path / "nan")
+    with pytest.raises(tl.UserError, match="decoder_norm/scale isn't finite"):
+        pretrained.convert(source, tmp_path / "out", "t5x_lite")
+    assert not (tmp_path / "out").exists()
+    assert layout.absolute(tmp_path / "nan").exists()
+
+
+def test_the_commands_of_the_page_on_exchange_are_commands(monkeypatch):
+    text = (Path(tl.__file__).parent.parent / "docs/exchange.md").read_text()
+    commands = re.findall(r"^t5x_lite (.*)$", text, flags=re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        cli.parse_args(shlex.split(command))
