@@ -1,0 +1,192 @@
+"""The data card: what is in a dataset, what was taken out and why; as facts and as a page."""
+
+import html
+import platform
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import t5x_lite
+from t5x_lite.corpus.settings import Corpus
+from t5x_lite.corpus.tally import Tally
+
+_PACKAGES = ("apache-beam", "tensorflow-datasets", "array-record", "rensa", "py3langid", "ftfy",
+             "resiliparse", "warcio")  # fmt: skip
+_LIMITS = (
+    "Rules of thumb about form: they keep some bad text and drop some good text.",
+    "Personal data is found by pattern; names and addresses of people stay.",
+    "Languages that the language model doesn't know get the nearest one's name.",
+)
+
+
+def facts(corpus: Corpus, tally: Tally, named: Mapping[str, list[str]]) -> dict[str, Any]:
+    """All that the card shows, for JSON."""
+    return {
+        "name": corpus.name,
+        "version": corpus.version,
+        "description": corpus.description,
+        "settings": corpus.describe(),
+        "versions": {"t5x_lite": t5x_lite.__version__, "python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES},
+        **tally.as_dict(),
+        "not read": dict(named),
+        "limits": list(_LIMITS),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """A few lines for the terminal."""
+    tables = found["tables"]
+    before, after = tables.get("input", {}), tables.get("result", {})
+    dropped = sorted(tables.get("dropped documents", {}).items(), key=lambda row: (-row[1], row[0]))
+    lines = [
+        f"read {before.get('documents', 0):,} documents, {size(before.get('bytes', 0))}",
+        *(f"  dropped {number:,}: {reason}" for reason, number in dropped),
+        *(f"  not read {n:,}: {kind}" for kind, n in sorted(tables.get("not read", {}).items())),
+        f"wrote {after.get('documents', 0):,} documents, {size(after.get('bytes', 0))}, "
+        f"{after.get('words', 0):,} words",
+    ]
+    return "\n".join(lines)
+
+
+def size(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            break
+        number /= 1000
+    return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
+
+
+# ---------------------------------------------------------------------------------------- the page
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; width: 100% }
+td { border-top: 1px solid #8884; padding: .2rem .6rem; vertical-align: top }
+td.number { text-align: right; white-space: nowrap } td.bar { width: 40% }
+.bar div { background: #4a7; height: .9em; margin-top: .3em }
+pre { margin: .2rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px }
+summary { cursor: pointer } small { opacity: .7 }
+@media (prefers-color-scheme: dark) { body { background: #111; color: #ddd } }
+"""
+_TITLES = {
+    "result": "Result",
+    "split: documents": "Documents by split",
+    "source: documents": "Documents by source",
+    "source: bytes": "Bytes by source",
+    "language: documents": "Documents by language",
+    "language: bytes": "Bytes by language",
+    "license: documents": "Documents by licence, as the input names it",
+    "domain: documents": "Documents by host",
+    "length: documents": "Documents by length",
+    "input": "Input",
+    "input by source: documents": "Documents of the input by source",
+    "not read": "Not read",
+    "dropped documents": "Documents dropped, by rule",
+    "dropped bytes": "Bytes dropped, by rule",
+    "lines removed": "Lines removed, by rule",
+    "bytes removed": "Bytes removed",
+    "duplicate groups by size": "Groups of duplicates by size",
+    "personal data": "Personal data replaced",
+    "repaired": "Text repaired",
+    "copies by the mix": "Copies of a document by the mix",
+}
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """One HTML page without scripts or links; all text is escaped."""
+    title = html.escape(f"{found['name']} {found['version']}")
+    parts = [f"<p>{html.escape(found['description'])}</p>"]
+    tables = found["tables"]
+    for name in [*_TITLES, *sorted(set(tables) - set(_TITLES))]:
+        if tables.get(name):
+            parts.append(f"<h2>{html.escape(_TITLES.get(name, name))}</h2>")
+            parts.append(_chart(name, tables[name]))
+    if "vocabulary" in found:
+        parts.append("<h2>Vocabulary</h2>" + _vocabulary(found["vocabulary"]))
+    parts.append("<h2>Samples of what was dropped</h2><p>Personal data is masked.</p>")
+    parts += _samples(found["samples"])
+    parts.append("<h2>Not read, by name</h2>")
+    for kind, names in sorted(found["not read"].items()):
+        shown = html.escape("\n".join(names))
+        parts.append(f"<details><summary>{html.escape(kind)}</summary><pre>{shown}</pre></details>")
+    parts.append("<h2>How it was made</h2>" + _list(found["settings"]))
+    parts.append("<h2>Versions</h2>" + _list(found["versions"]))
+    limits = "".join(f"<li>{html.escape(limit)}</li>" for limit in found["limits"])
+    parts.append(f"<h2>Known limits</h2><ul>{limits}</ul>")
+    body = "\n".join(parts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+        f"{body}\n</body>\n</html>\n"
+    )
+
+
+def _chart(name: str, rows: Mapping[str, int], most: int = 30) -> str:
+    """A bar for each row, the largest first; sizes and lengths in their order."""
+    if name in ("length: documents", "duplicate groups by size", "copies by the mix"):
+        ordered = sorted(rows.items(), key=lambda row: int(row[0]))
+    else:
+        ordered = sorted(rows.items(), key=lambda row: (-row[1], row[0]))
+    largest, cells = max(rows.values()) or 1, []
+    for label, number in ordered[:most]:
+        in_bytes = "bytes" in name or (name in ("input", "result") and label.endswith("bytes"))
+        value = size(number) if in_bytes else f"{number:,}"
+        if name == "length: documents":
+            label = f"{2 ** int(label) // 2:,} to {2 ** int(label) - 1:,} bytes"
+        bar = f'<div style="width:{100 * number / largest:.1f}%"></div>'
+        if name in ("input", "result"):  # of several units
+            bar = ""
+        cells.append(
+            f'<tr><td>{html.escape(label)}</td><td class="number">{value}</td>'
+            f'<td class="bar">{bar}</td></tr>'
+        )
+    if len(ordered) > most:
+        rest = sum(number for _, number in ordered[most:])
+        cells.append(
+            f'<tr><td>{len(ordered) - most:,} more</td><td class="number">{rest:,}</td><td></td>'
+            "</tr>"
+        )
+    return "<table>" + "\n".join(cells) + "</table>"
+
+
+def _vocabulary(report: Mapping[str, Any]) -> str:
+    columns = ("tokens per word", "unknown tokens", "bytes per token")
+    head = "".join(f'<td class="number">{name}</td>' for name in ("documents", *columns, "tokens"))
+    rows = [f"<tr><td>language</td>{head}</tr>"]
+    for language, row in report["languages"].items():
+        tokens = report["estimated tokens"].get(language, 0)
+        cells = [f"{row['documents']:,}", *(f"{row[name]:.4g}" for name in columns), f"{tokens:,}"]
+        shown = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+        rows.append(f"<tr><td>{html.escape(language)}</td>{shown}</tr>")
+    where = html.escape(report["split"])
+    return (
+        f"<table>{''.join(rows)}</table><p>Measured on the split {where}; tokens are the "
+        "language's bytes by its bytes per token.</p>"
+    )
+
+
+def _samples(samples: Mapping[str, list]) -> Iterator[str]:
+    for reason, rows in sorted(samples.items()):
+        shown = "".join(
+            f"<small>{html.escape(note)}</small><pre>{html.escape(text)}</pre>"
+            for _, text, note in rows
+        )
+        yield f"<details><summary>{html.escape(reason)}</summary>{shown}</details>"
+
+
+def _list(values: Mapping[str, Any]) -> str:
+    rows = []
+    for label, value in values.items():
+        text = "\n".join(value) if isinstance(value, list) else str(value)
+        rows.append(
+            f"<tr><td>{html.escape(label)}</td><td><pre>{html.escape(text)}</pre></td></tr>"
+        )
+    return "<table>" + "\n".join(rows) + "</table>"

@@ -1,0 +1,177 @@
+"""Files opened so that nothing in them can fill memory: packed ones, torn ones, endless lines."""
+
+import bz2
+import lzma
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+MB = 1 << 20
+_TORN = (EOFError, zlib.error, lzma.LZMAError, ValueError)
+
+
+class Problems:
+    """What could not be read: counted by kind, with the first few named."""
+
+    def __init__(self, examples: int = 20):
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+        self._kept = examples
+
+    def add(self, kind: str, where: str) -> None:
+        self.counts[kind] += 1
+        named = self.examples.setdefault(kind, [])
+        if len(named) < self._kept:
+            named.append(where)
+
+
+class Bomb(Exception):
+    """A packed file that unpacks to far more than text does."""
+
+
+class Torn(Exception):
+    """A packed file that breaks off or is damaged."""
+
+
+class Stream:
+    """A file as it unpacks: `read(n)` and `line(limit)`, at most a few MB in memory.
+
+    Raises Torn where a packed file is damaged, and Bomb once more than 64 MB came out and that is
+    more than `max_ratio` times what went in: text packs 3 to 30 times, deflate at most 1032.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, max_ratio: float = 200.0):
+        self._raw, self._max_ratio, self._out = file, max_ratio, 0
+        self._file: Any = _unpacked(file, name)
+        self.packed = self._file is not file
+        self._ahead = b""
+        self._torn: Torn | None = None
+
+    def check(self) -> None:
+        """Raises Torn if what was read last broke off."""
+        if self._torn:
+            raise self._torn
+
+    def read(self, size: int) -> bytes:
+        ahead, self._ahead = self._ahead[:size], self._ahead[size:]
+        if len(ahead) == size or (ahead and self._torn):
+            return ahead
+        return ahead + self._more(size - len(ahead))
+
+    def peek(self, size: int) -> bytes:
+        """The next bytes, which stay to be read."""
+        if len(self._ahead) < size:
+            self._ahead += self._more(size - len(self._ahead))
+        return self._ahead[:size]
+
+    def lines(self, limit: int) -> Iterator[bytes | None]:
+        """Lines with their ends; None for one longer than `limit` bytes, which is passed over."""
+        kept, skipping = bytearray(), False
+        while block := self.read(MB // 4):
+            *ended, rest = block.split(b"\n")
+            for line in ended:
+                kept += line + b"\n"
+                yield None if skipping or len(kept) > limit else bytes(kept)
+                kept, skipping = bytearray(), False
+            if not skipping:
+                kept += rest
+            if len(kept) > limit:
+                kept, skipping = bytearray(), True
+        if kept or skipping:
+            yield None if skipping else bytes(kept)
+
+    def _more(self, size: int) -> bytes:
+        parts, wanted = [], size
+        while wanted > 0:
+            try:
+                part = b"" if self._torn else self._file.read(min(wanted, MB))
+            except Exception as error:
+                # bz2 raises an OSError without a number; zstandard may be absent.
+                damage = isinstance(error, OSError) and error.errno is None
+                damage = damage or type(error).__name__ == "ZstdError"
+                if not damage and not isinstance(error, _TORN):
+                    raise
+                self._torn, part = Torn(str(error) or type(error).__name__), b""
+            if self._torn and not parts:
+                raise self._torn  # what came before the damage was handed out
+            if not part:
+                break
+            parts.append(part)
+            wanted -= len(part)
+            self._out += len(part)
+            if self.packed and self._out > 64 * MB:
+                went_in = max(self._raw.tell(), 1)
+                if self._out > self._max_ratio * went_in:
+                    raise Bomb(f"{went_in:,} bytes unpack to more than {self._out:,}")
+        return b"".join(parts)
+
+
+class _Gzip:
+    """Reads gzip members one after the other; unlike GzipFile, hands out all before a damage."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._member, self._data = file, None, b""
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; b"" at the end. Raises EOFError or zlib.error."""
+        while True:
+            if not self._data:
+                self._data = self._file.read(1 << 16)
+            if self._member is None:
+                self._data = self._data.lstrip(b"\0")  # padding between members
+                if not self._data:
+                    if self._file.peek(1):
+                        continue
+                    return b""
+                self._member = zlib.decompressobj(wbits=31)
+            elif not self._data:
+                raise EOFError("the packed data ends early")
+            member = self._member
+            out = member.decompress(self._data, size)
+            self._data = member.unconsumed_tail
+            if member.eof:
+                self._data, self._member = member.unused_data, None
+            if out:
+                return out
+
+
+def _unpacked(file: BinaryIO, name: str) -> Any:
+    name = name.lower()
+    if name.endswith(".gz"):
+        return _Gzip(file)
+    if name.endswith(".bz2"):
+        return bz2.BZ2File(file)
+    if name.endswith(".xz"):
+        return lzma.LZMAFile(file)
+    if name.endswith((".zst", ".zstd")):
+        import zstandard
+
+        return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    return file
+
+
+def is_binary(head: bytes) -> bool:
+    """Whether the first bytes of a file are no text in any common encoding."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return False  # UTF-16 with its mark
+    control = sum(b < 32 and b not in b"\t\n\r\f\x1b" for b in head)
+    return b"\0" in head or control > 0.05 * len(head)
+
+
+def decoded(data: bytes, declared: str | None = None) -> str:
+    """Text of unknown encoding: its mark, UTF-8, what was declared, then the likeliest."""
+    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"),
+                           (b"\xfe\xff", "utf-16")):  # fmt: skip
+        if data.startswith(mark):
+            return data.decode(encoding, errors="replace")
+    for encoding in ("utf-8", declared):
+        try:
+            if encoding:
+                return data.decode(encoding)
+        except (UnicodeError, LookupError):
+            continue
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(data[: MB // 16]).best()
+    return data.decode(best.encoding if best else "utf-8", errors="replace")

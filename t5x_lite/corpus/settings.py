@@ -1,0 +1,113 @@
+"""All that decides what a corpus becomes, as one object with a fingerprint."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import gin
+
+from t5x_lite.corpus.duplicates import Duplicates
+from t5x_lite.corpus.mixing import Mix
+from t5x_lite.corpus.readers import Reader
+from t5x_lite.corpus.steps import Step
+from t5x_lite.corpus.tokenizer import Tokenizer
+from t5x_lite.errors import UserError
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """From folders of raw documents to a TFDS dataset.
+
+    Args:
+      inputs: a folder or file, or {source: folder or file}.
+      output: TFDS's data_dir: the dataset appears in output/name/version.
+      name: of the dataset: lower-case letters, digits and _.
+      steps: what is done with each document, in this order.
+      duplicates: what counts as one; None: nothing does.
+      mix: how much of each source or language; None: all.
+      tokenizer: train a vocabulary on the result, into its folder, with a report; None: don't.
+      held_out: share of documents in the split "validation", by a hash of the text, so that a text
+        is always in the same split.
+      shard_bytes: of text, in a file of the result, about.
+      unit_bytes: of input files that are cleaned together; a unit is what a restart redoes.
+      partitions: in how many parts the keys of duplicates are compared.
+      workers: processes on this machine; None: one a core. Not for runners that are given.
+      beam_options: of Apache Beam, "--runner=FlinkRunner" among them; without a runner it runs in
+        processes of this machine.
+    """
+
+    inputs: str | Mapping[str, str]
+    output: str
+    name: str = "corpus"
+    version: str = "1.0.0"
+    description: str = ""
+    reader: Reader = Reader()
+    steps: tuple[Step, ...] = ()
+    duplicates: Duplicates | None = Duplicates()
+    mix: Mix | None = None
+    tokenizer: Tokenizer | None = None
+    held_out: float = 0.01
+    shard_bytes: int = 256_000_000
+    unit_bytes: int = 64_000_000
+    partitions: int = 4
+    workers: int | None = None
+    beam_options: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "steps", tuple(self.steps))
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise UserError(f"Corpus.name is {self.name!r}; TFDS wants lower_case_letters_digits.")
+        if not re.fullmatch(r"\d+\.\d+\.\d+", self.version):
+            raise UserError(f"Corpus.version is {self.version!r}; expected one such as '1.0.0'.")
+        if not 0 <= self.held_out < 1:
+            raise UserError(f"Corpus.held_out is {self.held_out}; expected a share in [0, 1).")
+        for path in (*self.sources.values(), self.output):
+            if "://" in path:
+                raise UserError(f"{path}: give a folder; mount a bucket to work on it.")
+        for path in self.sources.values():
+            if not os.path.exists(path):
+                raise UserError(f"Corpus.inputs: {path} isn't there; give a folder or a file.")
+        for step in self.steps:
+            if not isinstance(step, Step):
+                raise UserError(f"Corpus.steps has {step!r}, expected steps such as @Repair().")
+            step(_probe())  # lists that can't be read are mistakes before anything has run
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """{source: folder or file}, absolute."""
+        given = self.inputs
+        if not isinstance(given, Mapping):
+            given = {Path(given).expanduser().absolute().name: given}
+        return {s: os.path.abspath(os.path.expanduser(p)) for s, p in given.items()}
+
+    @property
+    def target(self) -> Path:
+        """The folder of the finished dataset."""
+        return Path(self.output).expanduser().absolute() / self.name / self.version
+
+    @property
+    def work(self) -> Path:
+        """The folder of what is not finished: beside the target, on its disk."""
+        return self.target.with_name(f".{self.version}.work")
+
+    @property
+    def scores(self) -> list[str]:
+        return sorted({name for step in self.steps for name in step.SCORES})
+
+    def describe(self) -> dict:
+        """What the result depends on; how it is computed (workers, runner) is left out."""
+        left_out = ("output", "workers", "beam_options", "partitions", "inputs", "steps")
+        fields = {
+            f.name: repr(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+            if f.name not in left_out
+        }
+        return fields | {"inputs": repr(self.sources), "steps": [repr(s) for s in self.steps]}
+
+
+def _probe() -> dict:
+    return {"text": "text", "id": "", "source": "", "url": "", "language": "", "license": "",
+            "scores": {}}  # fmt: skip
