@@ -45,6 +45,8 @@ _NAMES = {
     "abstract_state": "training.state",
     "init_state": "training.state",
     "set_up": "programs.setup",
+    "from_pretrained": "interop.pretrained",
+    "save_pretrained": "interop.pretrained",
     "generate": "inference.decoding",
     "Adafactor": "training.optimizers",
     "AdamW": "training.optimizers",
@@ -55,7 +57,17 @@ _NAMES = {
     "make_train_step": "training.step",
     "make_eval_step": "training.step",
 }
-_MODULES = ("config", "data", "errors", "evaluation", "inference", "models", "parallel", "training")
+_MODULES = (
+    "config",
+    "data",
+    "errors",
+    "evaluation",
+    "inference",
+    "interop",
+    "models",
+    "parallel",
+    "training",
+)
 
 __all__ = ["__version__", *_NAMES]
 

@@ -89,6 +89,37 @@ _DATA: tuple[Flag, ...] = (
     ("--num_workers", dict(type=int, default=0, metavar="N",
      help="cache: processes (default: 0, this one only)")),
 )  # fmt: skip
+_PLAN: tuple[Flag, ...] = (
+    ("--topology", dict(required=True, metavar="NAME",
+     help="v5e-256, 2xv5e-256 (slices), v5p:4x4x8 (chips by shape), gpu:h100x8, cpu")),
+    ("--price", dict(type=float, metavar="X", help="of one chip for one hour")),
+    ("--json", dict(action="store_true", help="print one JSON object")),
+    ("--html", dict(metavar="FILE", help="write a page of its own, too")),
+    ("--search", dict(action="store_true",
+     help="try mesh shapes, remat policies and micro-batches; print time against memory")),
+    ("--rows_per_chip", dict(metavar="N[,N]",
+     help="search: batches to try, in rows a chip (default: the recipe's batch only)")),
+    ("--budget_minutes", dict(type=float, default=30.0, metavar="X",
+     help="search: when to start no more compiling (default: 30)")),
+    ("--workers", dict(type=int, metavar="N",
+     help="search: processes that compile (default: one a core)")),
+    ("--best", dict(metavar="FILE", help="search: write the best layout as a gin file")),
+    ("--cache_dir", dict(metavar="FOLDER",
+     help="where compiled results are kept (default: ~/.cache/t5x_lite/plan)")),
+)  # fmt: skip
+_CONVERT: tuple[Flag, ...] = (
+    ("--from", dict(dest="source", required=True, metavar="FOLDER",
+     help="a folder of Hugging Face, a checkpoint of T5X, or a run or checkpoint of t5x_lite")),
+    ("--to", dict(required=True, metavar="FOLDER", help="what to write; must be new")),
+    ("--format", dict(choices=("huggingface", "t5x_lite"),
+     help="what to write (default: t5x_lite from Hugging Face, else huggingface)")),
+    ("--dtype", dict(choices=("float32", "bfloat16", "float16"),
+     help="of the weights written (default: as they are)")),
+    ("--config", dict(metavar="FILE",
+     help="the model, where the folder doesn't say it: a gin file with MODEL, or a config.json")),
+    ("--vocabulary", dict(metavar="FILE",
+     help="a SentencePiece .model, a tokenizer.json, or 'bytes' (default: what is found)")),
+)  # fmt: skip
 _DOCTOR: tuple[Flag, ...] = (
     ("--json", dict(action="store_true", help="print one JSON object")),
 )  # fmt: skip
@@ -138,6 +169,24 @@ VERBS = {
         "show a task's data, stage by stage; build TFDS datasets; cache token ids",
         "t5x_lite data recipes/quickstart.gin --html=data.html",
         _DATA,
+    ),
+    "plan": Verb(
+        "t5x_lite.programs.plan",
+        "show memory, time and cost of a run on TPUs or GPUs that aren't here",
+        "t5x_lite plan --gin_file=recipes/quickstart.gin --topology=v5e-4",
+        _PLAN,
+    ),
+    "convert": Verb(
+        "t5x_lite.programs.convert",
+        "convert weights from and to Hugging Face, and from T5X",
+        "t5x_lite convert --from=/tmp/run --to=/tmp/run_for_transformers",
+        _CONVERT,
+        gin=False,
+    ),
+    "corpus": Verb(
+        "t5x_lite.programs.corpus",
+        "make a clean, deduplicated dataset of raw documents, with a data card",
+        "t5x_lite corpus --gin_file=corpus/web_en.gin --gin.INPUT=./raw --gin.OUTPUT=./tfds",
     ),
     "doctor": Verb(
         "t5x_lite.programs.doctor",

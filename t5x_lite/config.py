@@ -23,8 +23,23 @@ from t5x_lite import config_checks as checks
 from t5x_lite.config_checks import MACRO, Binding, Placeholders, Reference
 from t5x_lite.errors import UserError
 
+# Those of the verb `corpus`, which needs none of the others (and no jax).
+CORPUS_MODULES = (
+    "t5x_lite.corpus.c4",
+    "t5x_lite.corpus.code",
+    "t5x_lite.corpus.fineweb",
+    "t5x_lite.corpus.gopher",
+    "t5x_lite.corpus.language",
+    "t5x_lite.corpus.limits",
+    "t5x_lite.corpus.perplexity",
+    "t5x_lite.corpus.pii",
+    "t5x_lite.corpus.roots",
+    "t5x_lite.corpus.settings",  # and what it is made of: reader, duplicates, mix, tokenizer
+)
+
 # Every module with a @gin.configurable; imported by `register_all` before a config is read.
 CONFIGURABLE_MODULES = (
+    *CORPUS_MODULES,
     "t5x_lite.data.sources",
     "t5x_lite.data.vocabulary",
     "t5x_lite.data.trained_vocabulary",
@@ -55,6 +70,12 @@ _given: list[Binding] = []  # what the last parse() took from its `bindings`
 def register_all() -> None:
     """Imports every module that has configurables (this imports jax)."""
     for module in CONFIGURABLE_MODULES:
+        importlib.import_module(module)
+
+
+def register_all_corpus() -> None:
+    """Imports the modules whose configurables the verb `corpus` uses (none imports jax)."""
+    for module in CORPUS_MODULES:
         importlib.import_module(module)
 
 

@@ -80,6 +80,10 @@ def test_verbs_and_flags_are_these():
                   "--max_bytes", "--user_symbol", *GIN_FLAGS],
         "data": ["--html", "--records", "--data_dir", "--file_format", "--cache_dir", "--shards",
                  "--num_workers", *GIN_FLAGS],
+        "plan": ["--topology", "--price", "--json", "--html", "--search", "--rows_per_chip",
+                 "--budget_minutes", "--workers", "--best", "--cache_dir", *GIN_FLAGS],
+        "convert": ["--from", "--to", "--format", "--dtype", "--config", "--vocabulary"],
+        "corpus": [*GIN_FLAGS],
         "doctor": ["--json"],
     }  # fmt: skip
 
@@ -91,9 +95,9 @@ def test_library_names_are_these():
         "Loss", "MeshConfig", "Mixture", "Model", "Muon", "ParallelFiles", "Parquet", "PrefixLM",
         "PythonLibrary", "SentencePieceVocabulary", "SpanCorruption", "Task", "TextFiles",
         "TextToText", "TfRecords", "Tfds", "TrainState", "TrainedVocabulary", "TransformerConfig",
-        "UserError", "__version__", "abstract_state", "cosine", "eval_batches", "generate",
-        "init_state", "make_eval_step", "make_mesh", "make_train_step", "open_files", "set_up",
-        "train_sentencepiece", "use_mesh",
+        "UserError", "__version__", "abstract_state", "cosine", "eval_batches", "from_pretrained",
+        "generate", "init_state", "make_eval_step", "make_mesh", "make_train_step", "open_files",
+        "save_pretrained", "set_up", "train_sentencepiece", "use_mesh",
     ]  # fmt: skip
 
 
@@ -177,7 +181,7 @@ def test_the_command_alone_shows_the_verbs(capsys):
     "command, message",
     [
         ("trian", "unknown verb 'trian'. Did you mean 'train'?"),
-        ("xyz", "Known: train, eval, infer, vocab, data, doctor."),
+        ("xyz", "Known: train, eval, infer, vocab, data, plan, convert, corpus, doctor."),
         ("--gin_file=x train", "the verb comes first: t5x_lite train|"),
         ("train --dryrun", "train has no argument '--dryrun'. Did you mean '--dry_run'?"),
         ("train --gin_flie=a.gin", "Did you mean '--gin_file'?"),
@@ -370,6 +374,7 @@ def test_doctor_shows_the_extra_for_each_optional_part():
     missing = doctor.missing_extras(absent("libtpu", "array-record", "jax-cuda12-plugin"))
     assert {m["extra"]: m["missing"] for m in missing} == {
         "tpu": ["libtpu"],
+        "plan": ["libtpu"],
         "data": ["array-record"],
         "tfds": ["array-record"],  # for CUDA there is the plugin of another version
     }

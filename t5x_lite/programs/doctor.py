@@ -24,7 +24,9 @@ REQUIRED = {
     "grain": "0.2.18",
     "etils": "1.9",
     "gin-config": "0.5",
-    "sentencepiece": "0.2.1",
+    "sentencepiece": "0.2.3",
+    "safetensors": "0.5",
+    "msgpack": "1.1",
     "numpy": "2.0",
     "rich": "13",
     "tensorboardX": "2.6.4",
@@ -32,11 +34,24 @@ REQUIRED = {
 # extra of pyproject.toml -> (what it is for, its packages; of "a|b" one is enough)
 EXTRAS = {
     "tpu": ("Cloud TPUs", ("libtpu",)),
+    "plan": ("planning runs on TPUs that aren't here", ("libtpu",)),
     "cuda": ("NVIDIA GPUs", ("jax-cuda12-plugin|jax-cuda13-plugin",)),
     "tfds": ("datasets of TFDS", ("tensorflow-datasets", "array-record", "h5py")),
     "hf": ("tokenizers of Hugging Face", ("tokenizers",)),
     "data": ("Parquet, .zst and token caches", ("array-record", "pyarrow", "zstandard")),
     "datasets": ("datasets of Hugging Face", ("datasets",)),
+    "corpus": (
+        "making datasets of raw documents",
+        (
+            "apache-beam",
+            "charset-normalizer",
+            "ftfy",
+            "py3langid",
+            "rensa",
+            "resiliparse",
+            "warcio",
+        ),
+    ),
     "dev": ("running the tests", ("pytest", "pytest-xdist", "hypothesis", "ruff")),
 }
 
