@@ -18,25 +18,10 @@ from t5x_lite.models import Model
 from t5x_lite.training import checkpoint_layout as layout
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "huggingface"
-GIN = """
-include "runs/base.gin"
-include "models/t5_1_1_tiny.gin"
-include "optimizers/adamw.gin"
-TASK = @Task()
-Task.name = "sentences"
-Task.source = @TextFiles()
-TextFiles.files = "text.txt"
-TextFiles.held_out = 0.2
-Task.objective = @SpanCorruption()
-Task.vocabulary = @ByteVocabulary()
-TransformerConfig.vocab_size = 384
-LENGTHS = {"inputs": 64, "targets": 16}
-BATCH_SIZE = 8
+GIN = f"""{tiny.GIN}
+TEXT = "text.txt"
 TOTAL_STEPS = 2
-PEAK_RATE = 0.003
-WARMUP_STEPS = 1
 MODEL_DIR = "run"
-train.eval_batch_count = 1
 train.num_samples = 0
 train.initial_checkpoint = "start"
 """

@@ -12,24 +12,7 @@ import tiny
 
 from t5x_lite import cli, config
 
-GIN = """
-include "runs/base.gin"
-include "models/t5_1_1_tiny.gin"
-include "optimizers/adamw.gin"
-TASK = @Task()
-Task.name = "sentences"
-Task.source = @TextFiles()
-TextFiles.files = %TEXT
-TextFiles.held_out = 0.2
-Task.objective = @SpanCorruption()
-Task.vocabulary = @ByteVocabulary()
-TransformerConfig.vocab_size = 384
-LENGTHS = {"inputs": 64, "targets": 16}
-BATCH_SIZE = 8
-TOTAL_STEPS = 4
-PEAK_RATE = 0.003
-WARMUP_STEPS = 1
-train.eval_batch_count = 1
+GIN = f"""{tiny.GIN}
 train.log_period = 2
 train.num_samples = 1
 """
