@@ -66,8 +66,9 @@ class WholeSteps:
     def find_all(self, base_path: epath.PathLike) -> Iterator[Any]:
         for entry in epath.Path(base_path).iterdir():
             if re.fullmatch("0|[1-9][0-9]*", entry.name) and is_whole(entry):
-                # On an object store a folder is whole when its commit file is there, too.
-                with contextlib.suppress(ValueError):
+                # On an object store a folder is whole when its commit file is there, too. The other
+                # errors are of a metadata file whose JSON isn't what Orbax writes.
+                with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
                     yield self._numbers.find_step(base_path, int(entry.name))
 
     def find_step(self, base_path: epath.PathLike, step: int) -> Any:
