@@ -1,7 +1,7 @@
 """Eight CPU devices for every test, and compiled programs kept; set before jax is imported.
 
 Tests compile far more than they run: XLA's backend optimises less here, and what one test (or the
-other worker, or the last session) has compiled is read from the cache.
+other worker, or an earlier run) has compiled is read from the cache.
 """
 
 import os

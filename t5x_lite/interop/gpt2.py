@@ -43,7 +43,6 @@ class Gpt2(Family):
         )
         fields.done(("reorder_and_upcast_attn",))  # the order of rounding in half precision
         return arguments
-        return arguments
 
     def obstacle(self, config: TransformerConfig) -> str | None:
         return first_obstacle(

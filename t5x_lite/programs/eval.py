@@ -16,6 +16,7 @@ from t5x_lite.evaluation.samples import predict_samples
 from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import TransformerConfig
 from t5x_lite.parallel import distributed
+from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.held_out import HeldOut
@@ -26,6 +27,7 @@ from t5x_lite.training.trackers import JsonLines
 
 
 def main(args: argparse.Namespace) -> int:
+    use_compile_cache()
     distributed.initialize(args.coordinator_address, args.process_count, args.process_index)
     config.require("evaluate")
     evaluate(checkpoint=args.checkpoint)

@@ -22,6 +22,7 @@ from t5x_lite.inference.scoring import log_likelihood
 from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import TransformerConfig
 from t5x_lite.parallel import distributed
+from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.eval import checkpoint_paths
@@ -32,6 +33,7 @@ Record = dict[str, Any]
 
 
 def main(args: argparse.Namespace) -> int:
+    use_compile_cache()
     distributed.initialize(args.coordinator_address, args.process_count, args.process_index)
     if bool(args.prompt) == bool(args.input):
         raise UserError("infer needs either --prompt TEXT (repeatable) or --input FILE.")

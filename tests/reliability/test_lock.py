@@ -46,7 +46,7 @@ def test_another_process_with_the_old_number_is_not_the_owner(tmp_path):
     owner = {"host": "here", "pid": os.getpid(), "process_start": "another boot/123", "id": "x"}
     (tmp_path / NAME).write_text(json.dumps(owner))
     with Lock(tmp_path, host="here"):
-        pass
+        assert json.loads((tmp_path / NAME).read_text())["process_start"] != "another boot/123"
 
 
 @pytest.mark.parametrize("age, refused", [(STALE_AFTER - 5, True), (STALE_AFTER + 5, False)])
