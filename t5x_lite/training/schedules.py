@@ -192,7 +192,9 @@ def warmup_stable_decay(
     final_rate: float = 0.0,
     decay: str = "1-sqrt",
 ) -> Schedule:
-    """Warm-up, a plateau at the peak, then a short decay over the last `decay_steps` (None: 10 %).
+    """Warm-up, a plateau at the peak, then a short decay over the last `decay_steps`.
+
+    None: a tenth of all steps, or what the warm-up leaves when that is less.
 
     MiniCPM's schedule (Hu et al. 2024, section 4): checkpoints of the plateau can be trained on or
     decayed later. `decay` is "linear" or "1-sqrt", 1 - sqrt(progress) (Hägele et al. 2024).
@@ -203,7 +205,9 @@ def warmup_stable_decay(
             f"warmup_stable_decay: decay={decay!r}, expected one of {', '.join(_DECAYS)}.{hint}"
         )
     if decay_steps is None:
-        decay_steps = _checked("warmup_stable_decay", total_steps=total_steps)["total_steps"] // 10
+        given = _checked("warmup_stable_decay", total_steps=total_steps, warmup_steps=warmup_steps)
+        total_steps, warmup_steps = given["total_steps"], given["warmup_steps"]
+        decay_steps = min(total_steps // 10, total_steps - warmup_steps)
     args = _checked(
         "warmup_stable_decay",
         peak_rate=peak_rate,

@@ -75,6 +75,13 @@ def test_ends_at_the_final_rate_and_stays(factory):
     assert schedule(99) > 1e-3
 
 
+def test_a_decay_by_default_gives_way_to_the_warmup():
+    assert s.warmup_stable_decay(1.0, 40, 38).arguments["decay_steps"] == 2
+    assert s.warmup_stable_decay(1.0, 40, 10).arguments["decay_steps"] == 4
+    with pytest.raises(UserError, match=r"warmup_steps=38 \+ decay_steps=4 is more"):
+        s.warmup_stable_decay(1.0, 40, 38, decay_steps=4)
+
+
 def test_warmup_stable_decay_by_hand():
     linear = s.warmup_stable_decay(1.0, 100, 10, decay_steps=20, decay="linear")
     np.testing.assert_allclose(
