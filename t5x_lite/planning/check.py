@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from t5x_lite.models.flops import train_flops
-from t5x_lite.planning import analytic, hlo
+from t5x_lite.planning import analytic, hlo, products
 from t5x_lite.planning.report import gib
 from t5x_lite.programs.setup import Setup
 from t5x_lite.training.state import TrainState
@@ -42,7 +42,7 @@ def predicted_and_measured(
         total = ma.argument_size_in_bytes + ma.output_size_in_bytes - ma.alias_size_in_bytes
         lines["memory per device"] += f"; XLA {gib(total + ma.temp_size_in_bytes)}"
         program = hlo.parse(compiled.as_text())
-        executed = sum(hlo.matmul_flops(program).values()) * setup.mesh.size
+        executed = sum(products.matmul_flops(program).values()) * setup.mesh.size
         lines["FLOPs per step"] += f", compiled {short(executed)}"
     return lines
 

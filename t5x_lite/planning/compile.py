@@ -26,7 +26,8 @@ from t5x_lite.errors import UserError
 from t5x_lite.models import Model, TransformerConfig
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
-from t5x_lite.planning import analytic, hlo, roofline
+from t5x_lite.planning import analytic, hlo, roofline, traffic
+from t5x_lite.planning.summary import summarize
 from t5x_lite.planning.topologies import Topology
 from t5x_lite.programs.build import build
 from t5x_lite.programs.setup import Setup, data_shards, set_up
@@ -159,7 +160,7 @@ def examine(
     """Compiles the step and reads what it does; JSON-able, kept in ``cache_dir`` if given.
 
     Keys: matmul_flops (by phase), hbm_bytes, busy_seconds, collectives (with "seconds"), memory
-    (bytes on one chip), buffers, fits, and others of `hlo.summary`. Of a program that doesn't fit
+    (bytes on one chip), buffers, fits, and others of `summarize`. Of a program that doesn't fit
     the compiler tells only what it would need and its largest buffers.
     """
     path = None
@@ -199,7 +200,7 @@ def _examine(traced: Traced, topology: Topology, options: Any) -> dict[str, Any]
         try:
             compiled = compile_step(traced, dict(options or {}) | dump)
         except jax.errors.JaxRuntimeError as error:
-            compiled, needs = None, hlo.out_of_memory(str(error))
+            compiled, needs = None, traffic.out_of_memory(str(error))
             if needs is None:
                 raise
         texts = sorted(Path(folder).glob("*jit_train_step*.after_optimizations.txt"))
@@ -240,9 +241,9 @@ def _memory(compiled: Any, topology: Topology) -> dict[str, Any]:
 
 
 def summarise(text: str, traced: Traced, topology: Topology) -> dict[str, Any]:
-    """`hlo.summary` of an optimised program's text, with the collectives' seconds."""
+    """`summarize` of an optimised program's text, with the collectives' seconds."""
     chip, mesh = topology.chip, traced.setup.mesh
-    found = hlo.summary(hlo.parse(text), dict(mesh.shape), chip.flops, chip.hbm_bandwidth)
+    found = summarize(hlo.parse(text), dict(mesh.shape), chip.flops, chip.hbm_bandwidth)
     devices = list(mesh.devices.flat)
     for row in found["collectives"]:
         members = [devices[n] for n in row.pop("members")]

@@ -41,7 +41,7 @@ def collective_seconds(
     row: Mapping[str, Any], topology: Topology, places: Sequence[tuple[int, ...]],
     slices: Sequence[int],
 ) -> float:  # fmt: skip
-    """Time of a row of `hlo.summary`'s collectives; places and slices are its members'."""
+    """Time of a row of `summarize`'s collectives; places and slices are its members'."""
     n, among = len(places), len(set(slices))
     if row["kind"] == "collective-permute":
         # Windowed products send to both neighbours at once: a row for each direction.
@@ -74,7 +74,7 @@ def estimate(
       hbm_bytes: of one chip.
       collectives: rows with "seconds", "bytes" and "overlapped" (the part of the bytes).
       tokens: of the whole batch.
-      busy: seconds of `hlo.busy_seconds`, where there is a compiled program.
+      busy: seconds of `traffic.busy_seconds`, where there is a compiled program.
     """
     chip = topology.chip
     times = {

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5x_lite.planning import hlo
+from t5x_lite.planning import collectives, hlo, products, traffic
 
 LAYERS, WIDTH, ROWS = 5, 16, 32
 
@@ -34,7 +34,7 @@ def program():
 def test_loop_bodies_count_as_often_as_they_run(program):
     assert [trips for _, trips in program.loops] == [LAYERS, LAYERS]
     once = 2 * ROWS * WIDTH * WIDTH * LAYERS
-    flops = hlo.matmul_flops(program)
+    flops = products.matmul_flops(program)
     assert flops["forward"] == once
     assert flops["backward"] == 2 * once  # of the input and of the kernel
     assert flops["recomputed"] == once
@@ -42,14 +42,14 @@ def test_loop_bodies_count_as_often_as_they_run(program):
 
 
 def test_busy_time_is_bounded_by_its_parts(program):
-    traffic, flops = hlo.hbm_bytes(program), sum(hlo.matmul_flops(program).values())
-    assert traffic > LAYERS * WIDTH * WIDTH * 4 * 3
-    busy = hlo.busy_seconds(program, 1e9, 1e9)
-    assert max(traffic, flops) / 1e9 <= busy <= (traffic + flops) / 1e9
+    moved, flops = traffic.hbm_bytes(program), sum(products.matmul_flops(program).values())
+    assert moved > LAYERS * WIDTH * WIDTH * 4 * 3
+    busy = traffic.busy_seconds(program, 1e9, 1e9)
+    assert max(moved, flops) / 1e9 <= busy <= (moved + flops) / 1e9
 
 
 def test_buffers_name_the_line_that_made_them(program):
-    rows = hlo.largest_buffers(program)
+    rows = traffic.largest_buffers(program)
     assert [row["bytes"] for row in rows] == sorted((r["bytes"] for r in rows), reverse=True)
     assert any("test_hlo.py:" in row["source"] for row in rows)
 
@@ -70,7 +70,10 @@ def test_collectives_by_kind_and_mesh_axis():
                                  check_vma=False))  # fmt: skip
     x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
     program = hlo.parse(step.lower(x).compile().as_text())
-    found = {c.kind: (hlo.mesh_axes(c.members, MESH), c.sent) for c in hlo.collectives(program, 8)}
+    found = {
+        c.kind: (collectives.mesh_axes(c.members, MESH), c.sent)
+        for c in collectives.collectives(program, 8)
+    }
     assert found["all-gather"] == ("fsdp", 256 * 3 / 4)
     assert found["all-reduce"] == ("data", 2 * 256 / 2)
     if "reduce-scatter" in found:  # a CPU may make it an all-reduce and a slice
@@ -91,8 +94,8 @@ def test_collectives_by_kind_and_mesh_axis():
     ],
 )
 def test_groups_as_xla_writes_them(text, members, axes):
-    assert hlo.group(text, 8) == members
-    assert hlo.mesh_axes(members, MESH) == axes
+    assert collectives.group(text, 8) == members
+    assert collectives.mesh_axes(members, MESH) == axes
 
 
 TPU = """HloModule jit_f
@@ -140,7 +143,7 @@ def test_a_tpu_loop_without_a_known_count_and_a_gather_in_two_fusions():
     """The gather is one logical collective that XLA has spread over two fusions."""
     program = hlo.parse(TPU)
     assert program.loops == [("body", 6)]
-    [gather] = hlo.collectives(program, 4)
+    [gather] = collectives.collectives(program, 4)
     assert (gather.kind, gather.times, gather.sent) == ("all-gather", 6, 16 * 8 * 2 * 3 / 4)
     assert gather.asynchronous
 
@@ -155,7 +158,7 @@ def test_a_tpu_loop_without_a_known_count_and_a_gather_in_two_fusions():
     ],
 )
 def test_window_positions_that_meet_an_element(n, kernel, out, stride, low, dilate, pairs):
-    assert hlo._window_pairs(n, kernel, out, stride, low, dilate, 1) == pairs
+    assert products._window_pairs(n, kernel, out, stride, low, dilate, 1) == pairs
 
 
 def test_window_positions_are_those_of_trying_all():
@@ -165,9 +168,9 @@ def test_window_positions_are_those_of_trying_all():
         low = int(rng.integers(-3, 9))
         at = np.arange(out)[:, None] * stride - low + np.arange(kernel)[None] * spread
         tried = np.sum((at >= 0) & (at <= (n - 1) * dilate) & (at % dilate == 0))
-        assert hlo._window_pairs(n, kernel, out, stride, low, dilate, spread) == tried
-    assert hlo._window_pairs(10**6, 1, 10**6, 1, 0, 1, 1) == 10**6
-    assert hlo._window_pairs(1, 10**6, 10**6, 1, 10**6 - 1, 1, 1) == 10**6
+        assert products._window_pairs(n, kernel, out, stride, low, dilate, spread) == tried
+    assert products._window_pairs(10**6, 1, 10**6, 1, 0, 1, 1) == 10**6
+    assert products._window_pairs(1, 10**6, 10**6, 1, 10**6 - 1, 1, 1) == 10**6
 
 
 def test_sizes_leave_out_what_lies_in_fast_memory():
@@ -182,7 +185,7 @@ def test_messages_of_the_compiler_when_memory_is_short():
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
         "required for HLO temporaries (43.50G) exceeds available HBM (15.75G). HLO module: jit_f."
     )
-    needs = hlo.out_of_memory(message)
+    needs = traffic.out_of_memory(message)
     assert needs == {"used": 43.5 * 2**30, "limit": 15.75 * 2**30, "whole": False}
-    assert hlo.out_of_memory("Used 20.00G of 15.75G hbm. Exceeded")["whole"]
-    assert hlo.out_of_memory("INTERNAL: something else") is None
+    assert traffic.out_of_memory("Used 20.00G of 15.75G hbm. Exceeded")["whole"]
+    assert traffic.out_of_memory("INTERNAL: something else") is None

@@ -1,0 +1,143 @@
+"""What a compiled program moves in a chip's main memory, how long that takes, what lies there."""
+
+import collections
+import re
+from typing import Any
+
+from t5x_lite.planning.hlo import ARRAY, Instruction, Program, size
+from t5x_lite.planning.products import estimated_flops, product_flops
+
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call",
+    "conditional", "copy-done", "after-all", "partition-id", "optimization-barrier", "iota",
+}  # fmt: skip
+
+
+def hbm_bytes(program: Program) -> float:
+    """Bytes read from and written to the chip's main memory by one execution.
+
+    An instruction reads its operands and writes its result, unless they lie in a faster memory;
+    a fusion that slices an operand, or updates a slice of it in place, touches only the slice.
+    """
+    total = 0.0
+    for i, visit in program.executed(fused=False):
+        if i.op not in _FREE and not i.op.endswith("-done"):
+            total += visit.times * touched_bytes(program, visit.computation, i)
+    return total
+
+
+def touched_bytes(program: Program, computation: str, i: Instruction) -> float:
+    shapes = [program.shape_of(computation, name) for name in i.operands]
+    reads = [size(shape, memory="hbm") for shape in shapes]
+    written = size(i.shape, memory="hbm")
+    if i.op == "dynamic-slice":
+        return 2.0 * written
+    if i.op == "dynamic-update-slice":
+        return 2.0 * reads[1] if len(reads) > 1 else 0.0
+    called = re.search(r"calls=%?([\w.\-]+)", i.rest)
+    if i.op != "fusion" or not called:
+        return float(sum(reads) + (0 if i.op.endswith("-start") and i.op != "copy-start" else
+                                   written))  # fmt: skip
+    slices = _slices(program, called[1])
+    updated = {n: b for n, (kind, b) in slices.items() if kind == "update"}
+    for number, (_, touched) in slices.items():
+        if number < len(reads):
+            reads[number] = min(reads[number], touched)
+    if updated:  # the result is an operand, changed in place
+        written = min(written, sum(updated.values()))
+    return float(sum(reads) + written)
+
+
+def _slices(program: Program, computation: str) -> dict[int, tuple[str, int]]:
+    """Parameters of a fusion of which only slices are touched: number -> (how, bytes)."""
+    body = program.computations.get(computation, ())
+    users = collections.defaultdict(list)
+    for i in body:
+        for position, name in enumerate(i.operands):
+            users[name].append((i, position))
+
+    def final(name: str) -> list[tuple[Instruction, int]]:
+        found = []
+        for i, position in users[name]:
+            found += final(i.name) if i.op == "bitcast" else [(i, position)]
+        return found
+
+    slices = {}
+    for i in body:
+        if i.op != "parameter" or not i.arguments.isdigit():
+            continue
+        uses = final(i.name)
+        if uses and all(u.op == "dynamic-slice" and at == 0 for u, at in uses):
+            slices[int(i.arguments)] = ("slice", sum(size(u.shape) for u, _ in uses))
+        elif uses and all(u.op == "dynamic-update-slice" and at == 0 for u, at in uses):
+            updates = sum(size(program.shape_of(computation, u.operands[1])) for u, _ in uses)
+            slices[int(i.arguments)] = ("update", updates)
+    return slices
+
+
+def busy_seconds(program: Program, peak_flops: float, bandwidth: float) -> float:
+    """Time of all instructions one after the other, each as its products or its memory allow."""
+    inside: dict[str, float] = {}
+
+    def flops_in(computation: str) -> float:
+        if computation not in inside:
+            inside[computation] = sum(
+                flops_of(computation, i) for i in program.computations.get(computation, ())
+            )
+        return inside[computation]
+
+    def flops_of(computation: str, i: Instruction) -> float:
+        if i.op in ("convolution", "dot"):
+            return product_flops(program, computation, i)
+        if i.op == "fusion" and (called := re.search(r"calls=%?([\w.\-]+)", i.rest)):
+            return flops_in(called[1])
+        return estimated_flops(i) if i.op == "custom-call" else 0.0
+
+    seconds = 0.0
+    for i, visit in program.executed(fused=False):
+        if i.op in _FREE or i.op.endswith("-done"):
+            continue
+        memory = touched_bytes(program, visit.computation, i) / bandwidth
+        seconds += visit.times * max(flops_of(visit.computation, i) / peak_flops, memory)
+    return seconds
+
+
+def largest_buffers(program: Program, count: int = 10) -> list[dict[str, Any]]:
+    """The largest arrays that instructions make: bytes, shape, what made them, source line.
+
+    One line for each (shape, source); ``number`` says how many such instructions there are. They
+    need not be alive at the same time.
+    """
+    met: dict[tuple[str, str], dict[str, Any]] = {}
+    for i, _visit in program.executed(fused=False):
+        if i.op in _FREE or i.op.endswith(("-start", "-done")):
+            continue
+        bytes_ = size(i.shape, largest=True, memory="hbm")
+        if not bytes_:
+            continue
+        arrays = [a for a in ARRAY.finditer(i.shape) if size(a[0]) == bytes_]
+        shape = f"{arrays[0][1]}[{arrays[0][2]}]" if arrays else i.shape
+        key = (shape, program.source(i))
+        row = met.setdefault(
+            key,
+            {"bytes": bytes_, "shape": shape, "made_by": i.op_name, "source": key[1], "number": 0},
+        )
+        row["number"] += 1
+    return sorted(met.values(), key=lambda row: -row["bytes"])[:count]
+
+
+def out_of_memory(message: str) -> dict[str, Any] | None:
+    """What the TPU compiler says of a program that doesn't fit, or None if it says something else.
+
+    used, limit: bytes; whole: whether ``used`` counts the arguments too.
+    """
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    number = r"([\d.]+)([KMGT])"
+    for pattern, whole in (
+        (rf"HLO temporaries \({number}\) exceeds available HBM \({number}\)", False),
+        (rf"Used {number} of {number} hbm", True),
+    ):
+        if found := re.search(pattern, message):
+            used, limit = (float(found[n]) * unit[found[n + 1]] for n in (1, 3))
+            return {"used": used, "limit": limit, "whole": whole}
+    return None
