@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from t5x_lite.training.losses import target_side
+
 Features = dict[str, np.ndarray]
 
 
@@ -26,7 +28,10 @@ def evaluate(
 
 
 def summarize(totals: dict[str, float]) -> dict[str, float]:
-    """Sums over target tokens -> loss (nats per token), perplexity, accuracy, bits_per_byte."""
+    """Sums over target tokens -> loss (nats per token), perplexity, accuracy, bits_per_byte.
+
+    Where texts come in pairs, also next_sentence_loss and _accuracy, or positive_similarity.
+    """
     tokens = totals["target_tokens"]
     metrics = {
         "loss": totals["loss"] / tokens,
@@ -36,6 +41,12 @@ def summarize(totals: dict[str, float]) -> dict[str, float]:
     }
     if totals.get("bytes"):
         metrics["bits_per_byte"] = totals["loss"] / math.log(2) / totals["bytes"]
+    if totals.get("pairs"):
+        for name in ("next_sentence_loss", "next_sentence_accuracy"):
+            metrics[name] = totals[name] / totals["pairs"]
+    if "positive_similarity" in totals:
+        del metrics["perplexity"]  # of rows of a batch, which isn't worth a name
+        metrics["positive_similarity"] = totals["positive_similarity"] / tokens
     return metrics
 
 
@@ -43,11 +54,14 @@ def unigram_baseline(batches: Iterable[Features], byte_lengths: np.ndarray) -> d
     """The loss of the best model that ignores all context, on the same target tokens.
 
     It knows the held-out frequencies themselves (the entropy of their distribution), so no
-    unigram model can do better.
+    unigram model can do better. {} where no tokens are predicted.
     """
     counts = np.zeros(len(byte_lengths), np.int64)
     for batch in batches:
-        targets = batch["decoder_target_tokens"][batch["decoder_loss_weights"] > 0]
+        side = target_side(batch)
+        if f"{side}_target_tokens" not in batch:
+            return {}
+        targets = batch[f"{side}_target_tokens"][batch[f"{side}_loss_weights"] > 0]
         counts += np.bincount(targets, minlength=len(counts))
     tokens, seen = counts.sum(), counts[counts > 0]
     loss = float(-(seen * np.log(seen / tokens)).sum())

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,7 +24,8 @@ def predict_samples(
     """Decodes the first ``count`` held-out examples: a list of {"input", "target", "prediction"}.
 
     An encoder-decoder reads the inputs; a prefix LM reads the prefix; a causal LM reads the first
-    half of the example and the other half is the target.
+    half of the example and the other half is the target. An encoder-only model fills in the tokens
+    that are masked, where there are any; XLNet's permutations aren't shown.
     """
     batches = eval_batches(
         task,
@@ -35,6 +37,8 @@ def predict_samples(
     batch = next(iter(batches), None)
     if batch is None:
         return []
+    if model.encoder_only:
+        return _filled_in(model, params, batch, task.vocabulary.decode)
     targets = batch["decoder_target_tokens"]
     inputs, prompts, options = batch.get("encoder_input_tokens"), None, {}
     if inputs is None and "decoder_causal_attention" in batch:
@@ -61,4 +65,24 @@ def predict_samples(
         {"input": decode(i[i > 0]), "target": decode(t[t > 0]), "prediction": decode(p)}
         for i, t, p in rows
         if (t > 0).any()
+    ]
+
+
+def _filled_in(model: Model, params: Any, batch: dict, decode: Any) -> list[dict[str, str]]:
+    """Texts as they were read, as they were, and with the likeliest tokens in the masked places."""
+    if "encoder_target_tokens" not in batch or "encoder_order" in batch:
+        return []
+    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+    likely = np.asarray(jnp.argmax(jax.jit(model.apply)(params, arrays)[0], axis=-1))
+    inputs, labels = batch["encoder_input_tokens"], batch["encoder_target_tokens"]
+    rows = zip(
+        inputs,
+        np.where(labels > 0, labels, inputs),
+        np.where(labels > 0, likely, inputs),
+        strict=True,
+    )
+    return [
+        {"input": decode(i[i > 0]), "target": decode(t[i > 0]), "prediction": decode(p[i > 0])}
+        for i, t, p in rows
+        if (i > 0).any()
     ]

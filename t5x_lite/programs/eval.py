@@ -2,16 +2,23 @@
 
 import argparse
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import gin
+import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from t5x_lite import config
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
+from t5x_lite.evaluation.error_page import write_error_page
+from t5x_lite.evaluation.predictions import TextEvaluation
+from t5x_lite.evaluation.results import best_step, folder_of, read_all, write
 from t5x_lite.evaluation.samples import predict_samples
 from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import TransformerConfig
@@ -20,6 +27,7 @@ from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.held_out import HeldOut
+from t5x_lite.programs.recorder import say
 from t5x_lite.programs.setup import set_up
 from t5x_lite.training.checkpoints import Checkpoints
 from t5x_lite.training.state import abstract_params
@@ -30,11 +38,11 @@ def main(args: argparse.Namespace) -> int:
     use_compile_cache()
     distributed.initialize(args.coordinator_address, args.process_count, args.process_index)
     config.require("evaluate")
-    evaluate(checkpoint=args.checkpoint)
+    evaluate(checkpoint=args.checkpoint, watch=args.watch, html=args.html)
     return 0
 
 
-@gin.configurable(module="t5x_lite", denylist=["checkpoint"])
+@gin.configurable(module="t5x_lite", denylist=["checkpoint", "watch", "html"])
 def evaluate(
     *,
     model_dir: str,
@@ -44,16 +52,35 @@ def evaluate(
     batch_size: int,
     mesh: MeshConfig | None = None,
     batch_count: int | None = None,
+    split: str = "validation",
+    text: TextEvaluation | None = None,
+    confidence_samples: int = 0,
     num_samples: int = 3,
+    total_steps: int | None = None,
+    poll_seconds: float = 10.0,
+    patience_seconds: float = 3600.0,
     checkpoint: str = "latest",
+    watch: bool = False,
+    html: str | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluates checkpoints on held-out data, prints a line for each, and samples of the last.
 
-    Results are appended to ``model_dir/eval.jsonl``.
+    Results are appended to ``model_dir/eval.jsonl``; tables and predictions are in
+    ``model_dir/eval/SPLIT`` (see evaluation/results.py).
 
     Args:
       batch_count: batches of held-out data; None: all of it, every example once.
-      checkpoint: "latest", "all", a step, or the path of a checkpoint or another run's folder.
+      split: of the task's source.
+      text: how texts are predicted for the metrics that the tasks name.
+      confidence_samples: draws of the bootstrap, for 95 % intervals of those; 0: no intervals.
+      total_steps: the step after which ``watch`` ends.
+      poll_seconds, patience_seconds: how often ``watch`` looks for a checkpoint; how long it waits
+        for another before it gives up.
+      checkpoint: "latest", "all", "best:METRIC", steps with commas between them, or the path of a
+        checkpoint or another run's folder.
+      watch: evaluate each checkpoint of the run once, as they come; those that have results
+        already are left out.
+      html: a page of the errors of the last checkpoint, beside those of the one before it.
 
     Returns:
       For each checkpoint {"step": ..., "loss": ..., "perplexity": ..., "accuracy": ..., ...}.
@@ -63,41 +90,128 @@ def evaluate(
     """
     setup = set_up(model, task, lengths, batch_size, mesh, pack=False)
     abstract = abstract_params(setup.model, setup.mesh, setup.rules)
-    paths = checkpoint_paths(model_dir, checkpoint)
-    held_out = HeldOut(setup, batch_count)
-    results = []
+    folder = folder_of(model_dir, split)
+    if watch:
+        waiting = Waiting(model_dir, folder, total_steps, poll_seconds, patience_seconds)
+        paths: Iterable[str] = waiting.paths()
+    else:
+        paths = checkpoint_paths(model_dir, checkpoint)
+    held_out = HeldOut(setup, batch_count, split=split, text=text)
+    log = JsonLines(epath.Path(model_dir) / "eval.jsonl")
+    results, keys = [], []
     with use_mesh(setup.mesh, setup.rules):
         for path in paths:
-            params = restore_params(path, abstract, model=model)
-            results.append(_evaluate_one(held_out, params, path))
-        if num_samples:
+            try:
+                params = restore_params(path, abstract, model=model)
+            except (UserError, OSError) as error:
+                if not watch or epath.Path(path).exists():
+                    raise
+                say(f"{path} is gone already ({str(error).partition(chr(10))[0]})")
+                continue
+            result, rows = _evaluate_one(held_out, params, path, confidence_samples)
+            results.append(result)
+            keys.append(_key(path))
+            if distributed.is_main_process() and epath.Path(model_dir).exists():
+                log.log(result["step"], {k: v for k, v in result.items() if k != "step"})
+                _write(folder, path, result, rows)
+        if num_samples and results:
             samples = predict_samples(setup.model, params, task, setup.lengths, count=num_samples)
-            if distributed.is_main_process():
-                for sample in samples:
-                    print(json.dumps(sample, ensure_ascii=False))
-    if distributed.is_main_process() and epath.Path(model_dir).exists():
-        log = JsonLines(epath.Path(model_dir) / "eval.jsonl")
-        for result in results:
-            log.log(result["step"], {k: v for k, v in result.items() if k != "step"})
-        log.close()
+            for sample in samples:
+                say(json.dumps(sample, ensure_ascii=False))
+    log.finish()
+    if html and distributed.is_main_process():
+        write_error_page(html, folder, keys[-2:])
     return results
 
 
-def _evaluate_one(held_out: HeldOut, params: Any, path: str) -> dict[str, Any]:
+def _evaluate_one(
+    held_out: HeldOut, params: Any, path: str, confidence_samples: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of a checkpoint, and what `_write` writes beside them."""
     started = time.monotonic()
     metrics = held_out.evaluate(params, each_task=False)
+    judged, rows = held_out.judge_texts(params, confidence_samples)
+    metrics |= judged["values"]
     name = epath.Path(path).name
     result = {"step": int(name) if name.isdigit() else 0, "checkpoint": str(path)} | metrics
-    if distributed.is_main_process():
-        values = "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-        print(f"{path}: {values}  ({time.monotonic() - started:.1f} s)", flush=True)
-    return result
+    values = []
+    for metric, value in metrics.items():
+        interval = judged["intervals"].get(metric)
+        around = f" ({interval[0]:.4g} to {interval[1]:.4g})" if interval else ""
+        values.append(f"{metric} {value:.5g}{around}")
+    say(f"{path}: {'  '.join(values)}  ({time.monotonic() - started:.1f} s)")
+    return result, {"judged": judged, "rows": rows}
+
+
+def _write(folder: epath.Path, path: str, result: dict[str, Any], more: dict[str, Any]) -> None:
+    rows = more["rows"]
+    values = {k: v for k, v in result.items() if k not in ("step", "checkpoint")}
+    whole = {
+        "step": result["step"],
+        "checkpoint": result["checkpoint"],
+        "values": values,
+        **{kind: more["judged"][kind] for kind in ("intervals", "notes")},
+        "examples": len(rows),
+        "truncated": sum("truncated" in row for row in rows),
+    }
+    write(folder, _key(path), whole, rows)
+    if whole["truncated"]:
+        say(f"warning: {whole['truncated']} of {len(rows)} examples were cut to the lengths")
+
+
+def _key(path: str) -> str:
+    """What a checkpoint's files are called."""
+    return re.sub(r"[^\w.-]", "_", epath.Path(path).name)
+
+
+class Waiting:
+    """The checkpoints of a run that goes on, each once; every process gets the same."""
+
+    def __init__(
+        self,
+        model_dir: str,
+        folder: epath.Path,
+        total_steps: int | None,
+        poll_seconds: float,
+        patience_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        self._checkpoints, self._folder = Checkpoints(model_dir), folder
+        self._total, self._poll, self._patience = total_steps, poll_seconds, patience_seconds
+        self._clock, self._sleep = clock, sleep
+
+    def paths(self) -> Iterator[str]:
+        """Ends after the run's last step, or when no checkpoint has come for long enough."""
+        done = {result["key"] for result in read_all(self._folder)}
+        last = self._clock()
+        while True:
+            steps = [s for s in self._checkpoints.steps() if str(s) not in done]
+            step = _of_main_process(min(steps, default=-1))
+            if step >= 0:
+                yield str(self._checkpoints.folder / str(step))
+                done.add(str(step))
+                last = self._clock()
+                continue
+            newest = self._checkpoints.latest_step()
+            finished = self._total is not None and newest is not None and newest >= self._total
+            if distributed.any_process(finished or self._clock() - last > self._patience):
+                return
+            self._sleep(self._poll)
+
+
+def _of_main_process(value: int) -> int:
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.array(value, np.int32)))
 
 
 def checkpoint_paths(model_dir: str, checkpoint: str) -> list[str]:
-    """What --checkpoint means: "latest", "all", a step of ``model_dir``, or a path."""
-    found = Checkpoints(model_dir)
-    if checkpoint not in ("latest", "all") and not str(checkpoint).isdigit():
+    """What --checkpoint means: "latest", "all", "best:METRIC", steps of the run, or a path."""
+    found, checkpoint = Checkpoints(model_dir), str(checkpoint)
+    best = checkpoint.removeprefix("best:") if checkpoint.startswith("best:") else None
+    chosen = re.fullmatch(r"\d+(,\d+)*", checkpoint)
+    if checkpoint not in ("latest", "all") and best is None and not chosen:
         return [checkpoint]
     steps = found.steps()
     if not steps:
@@ -107,11 +221,14 @@ def checkpoint_paths(model_dir: str, checkpoint: str) -> list[str]:
         )
     if checkpoint == "latest":
         steps = steps[-1:]
-    elif checkpoint != "all":
-        if int(checkpoint) not in steps:
+    elif best is not None:
+        steps = [best_step(model_dir, best, steps)]
+    elif chosen:
+        wanted = [int(step) for step in checkpoint.split(",")]
+        if missing := [step for step in wanted if step not in steps]:
             raise UserError(
-                f"no checkpoint of step {checkpoint} in {found.folder}: there are "
+                f"no checkpoint of step {missing[0]} in {found.folder}: there are "
                 f"{', '.join(map(str, steps))}."
             )
-        steps = [int(checkpoint)]
+        steps = wanted
     return [str(found.folder / str(step)) for step in steps]

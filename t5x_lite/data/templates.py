@@ -1,0 +1,287 @@
+"""Published datasets as text to text: preprocessors that write T5's prompts.
+
+Each takes a record as TFDS has it, or a row of a local file with the same fields, and returns
+"inputs" and "targets", T5's (arXiv:1910.10683, appendix D), and where it says so
+
+  choices     the texts among which the target is; `eval` ranks them by log-likelihood
+  references  all texts that are right
+  group       what examples that are judged together have in common
+
+A label may be a class number, also as text, a truth value or the label's own text.
+"""
+
+import dataclasses
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gin
+
+from t5x_lite.data.source import Record
+from t5x_lite.errors import UserError, did_you_mean
+
+UNLABELLED = "<unk>"  # T5's target where the label is -1, as in test splits
+
+# ---------------------------------------------------------------------------------- preprocessors
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Classify:
+    """`cola sentence: ...` -> `acceptable`: T5's template of GLUE and SuperGLUE.
+
+    prefix: the benchmark's name. fields: the record's texts, in order. labels: the classes' texts,
+    by number. label: the field that holds the class.
+    rank: add the labels as choices. group: the field, "a/b" for a nested one, of its group.
+    strip_html: take out <br> and <b>, as T5 does with MultiRC.
+    """
+
+    prefix: str
+    fields: Sequence[str]
+    labels: Sequence[str]
+    label: str = "label"
+    rank: bool = False
+    group: str | Sequence[str] | None = None
+    strip_html: bool = False
+
+    def __call__(self, record: Record) -> Record:
+        parts = [self.prefix]
+        for field in self.fields:
+            parts += [f"{field}:", text(record[field])]
+        inputs = " ".join(parts)
+        if self.strip_html:
+            inputs = re.sub(r"</?b>", "", inputs.replace("<br>", " "))
+        made: Record = {"inputs": inputs, "targets": class_text(record[self.label], self.labels)}
+        if self.rank:
+            made["choices"] = list(self.labels)
+        if self.group is not None:
+            paths = [self.group] if isinstance(self.group, str) else self.group
+            made["group"] = "/".join(str(_at(record, path)) for path in paths)
+        return made
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """`stsb sentence1: ... sentence2: ...` -> `3.4`: a number, rounded to a multiple of 0.2."""
+
+    prefix: str
+    fields: Sequence[str]
+    label: str = "label"
+
+    def __call__(self, record: Record) -> Record:
+        parts = [self.prefix, *(f"{name}: {text(record[name])}" for name in self.fields)]
+        try:
+            value = float(record[self.label])
+        except ValueError as error:
+            raise UserError(f"label {record[self.label]!r} of a record is no number.") from error
+        return {"inputs": " ".join(parts), "targets": f"{round(value * 5) / 5:.1f}"}
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class MarkSpans:
+    """`wsc text: # This # is a * test *` -> `True`: whether a pronoun means a noun (WSC)."""
+
+    prefix: str = "wsc text:"
+    labels: Sequence[str] = ("False", "True")
+
+    def __call__(self, record: Record) -> Record:
+        first, second = int(record["span1_index"]), int(record["span2_index"])
+        marked = _mark(text(record["text"]), text(record["span1_text"]), first, "*")
+        second += 2 * (first < second)  # the marks count as words now
+        marked = _mark(marked, text(record["span2_text"]), second, "#")
+        target = class_text(record["label"], self.labels)
+        return {"inputs": f"{self.prefix} {marked}", "targets": target}
+
+
+def _mark(sentence: str, span: str, index: int, mark: str) -> str:
+    pattern = rf"^((?:\S+\s){{{index}}})({re.escape(span)})"
+    return re.sub(pattern, rf"\1{mark} \2 {mark}", sentence)
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class EachAnswer:
+    """A record for each of `answers`, under "answer"; for `FlatMap`, as T5 trains on ReCoRD."""
+
+    answers: str = "answers"
+
+    def __call__(self, record: Record) -> list[Record]:
+        return [{**record, "answer": a} for a in texts(record[self.answers]) or [UNLABELLED]]
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Cloze:
+    """`record query: ... entities: a, b passage: ...` -> `a`: which entity is missing (ReCoRD).
+
+    Reads what `EachAnswer` makes, or takes the first answer. References are all answers.
+    """
+
+    def __call__(self, record: Record) -> Record:
+        passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", text(record["passage"]))
+        passage = passage.replace("\n@highlight\n", ". ")
+        answers = texts(record["answers"])
+        entities = ", ".join(texts(record["entities"]))
+        inputs = f"record query: {text(record['query'])} entities: {entities} passage: {passage}"
+        target = record.get("answer", answers[0] if answers else UNLABELLED)
+        group = "/".join(str(_at(record, f"idx/{key}")) for key in ("passage", "query"))
+        return {"inputs": inputs, "targets": target, "references": answers, "group": group}
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class AnswerQuestion:
+    """`question: ... context: ...` -> the first answer (SQuAD). References are all answers.
+
+    answers: the field, "a/b" for a nested one, of the answers; none is the empty text.
+    pad_punctuation: put spaces around it, as T5 does.
+    """
+
+    answers: str = "answers/text"
+    pad_punctuation: bool = True
+
+    def __call__(self, record: Record) -> Record:
+        clean = space_punctuation if self.pad_punctuation else str
+        question, context = clean(text(record["question"])), clean(text(record["context"]))
+        answers = [clean(a) for a in texts(_at(record, self.answers))]
+        inputs = re.sub(r"\s+", " ", f"question: {question} context: {context}")
+        target = answers[0] if answers else ""
+        return {"inputs": inputs, "targets": target, "references": answers or [""]}
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Choose:
+    """A question and the choices it has: `eval` takes the one with the highest log-likelihood.
+
+    inputs: template over the record's fields. choices: the fields of the choices, or one field
+    that is a list of them, "a/b" for a nested one. label: the field of the right one: its number
+    from `first`, or its name among `names`, a field or the names themselves.
+    choice: template of a choice.
+    """
+
+    inputs: str
+    choices: str | Sequence[str]
+    label: str = "label"
+    names: str | Sequence[str] | None = None
+    first: int = 0
+    choice: str = "{}"
+
+    def __call__(self, record: Record) -> Record:
+        if isinstance(self.choices, str):
+            found = texts(_at(record, self.choices))
+        else:
+            found = [text(record[key]) for key in self.choices]
+        choices = [self.choice.format(c.strip()) for c in found]
+        right = _number(record[self.label], self._names(record)) - self.first
+        if not 0 <= right < len(choices):
+            raise UserError(
+                f"{self.label} is {record[self.label]!r}, which is none of the "
+                f"{len(choices)} choices of the record; set Choose.first or Choose.names."
+            )
+        made = {"inputs": self.inputs.format_map(record), "targets": choices[right]}
+        return made | {"choices": choices}
+
+    def _names(self, record: Record) -> list[str] | None:
+        if isinstance(self.names, str):
+            return [str(n) for n in texts(_at(record, self.names))]
+        return None if self.names is None else list(self.names)
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class TagWords:
+    """`conll2003 sentence: EU rejects ...` -> `B-ORG O ...`: a tag for each word.
+
+    tokens, tags: the fields; in a local file, texts with spaces between words, or between tags.
+    labels: the tags' texts, by number.
+    """
+
+    prefix: str
+    labels: Sequence[str]
+    tokens: str = "tokens"
+    tags: str = "ner"
+
+    def __call__(self, record: Record) -> Record:
+        words, tags = (_split(record[key]) for key in (self.tokens, self.tags))
+        if len(words) != len(tags):
+            raise UserError(
+                f"a record has {len(words)} {self.tokens} and {len(tags)} {self.tags}; a tag is "
+                "needed for each."
+            )
+        targets = " ".join(class_text(tag, self.labels) for tag in tags)
+        return {"inputs": f"{self.prefix} sentence: {' '.join(words)}", "targets": targets}
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class LastWord:
+    """A passage without its last word -> that word (LAMBADA, arXiv:1606.06031)."""
+
+    key: str = "passage"
+
+    def __call__(self, record: Record) -> Record | None:
+        before, _, word = text(record[self.key]).strip().rpartition(" ")
+        return {"inputs": before, "targets": word} if before else None
+
+
+# ------------------------------------------------------------------------------- fields of records
+
+
+def text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def texts(values: Any) -> list[str]:
+    """The texts of a sequence, also of numpy's bytes as TFDS has them; a text is one."""
+    return [text(values)] if isinstance(values, str | bytes) else [text(v) for v in values]
+
+
+def _split(value: Any) -> list[str]:
+    return value.split() if isinstance(value, str) else texts(value)
+
+
+def _at(record: Mapping[str, Any], path: str) -> Any:
+    value: Any = record
+    for part in (path,) if path in record else path.split("/"):
+        value = value[part]
+    return value
+
+
+def class_text(value: Any, labels: Sequence[str]) -> str:
+    """The text of a class: `value` is its number, also as text, a truth value or that text."""
+    if isinstance(value, str | bytes) and text(value) in labels:
+        return text(value)
+    number = _number(value, labels)
+    if number == -1:
+        return UNLABELLED
+    if not 0 <= number < len(labels):
+        raise UserError(f"label {value!r} of a record is none of the {len(labels)} classes.")
+    return labels[number]
+
+
+def _number(value: Any, names: Sequence[str] | None) -> int:
+    if names is not None and text(value) in names:
+        return list(names).index(text(value))
+    lowered = text(value).strip().lower()
+    if lowered in ("false", "true"):
+        return int(lowered == "true")
+    try:
+        return int(lowered)
+    except ValueError as error:
+        known = ", ".join(names or ()) or "a number"
+        raise UserError(
+            f"label {text(value)!r} of a record is neither a number nor one of: {known}."
+            + did_you_mean(text(value), names or ())
+        ) from error
+
+
+def space_punctuation(value: str) -> str:
+    """Puts spaces around each sign that is no letter, mark, number, underscore or white space."""
+    spaced = re.sub(
+        r"[^\w\s]", lambda m: m[0] if unicodedata.category(m[0])[0] == "M" else f" {m[0]} ", value
+    )
+    return re.sub(r"\s+", " ", spaced)

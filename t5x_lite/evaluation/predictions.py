@@ -1,0 +1,270 @@
+"""What a model makes of each example of a task, once each, as rows of plain values.
+
+A row: task, index (of the record in its split), input, target, tokens (of the target),
+target_score (its log-probability), loss (-target_score / tokens), and, where there is one,
+
+  prediction         text generated, or chosen
+  score              its log-probability; of a choice, that among the choices
+  choices            the texts it was chosen from; choice_scores: their log-probabilities
+  prediction_norm    the choice, if log-probabilities are divided by the texts' lengths
+  references, group  of the record, see data/templates.py
+  truncated          true: the input or a target was cut to its length
+  fields             short values of the record, to slice by
+
+All processes make the same rows: each goes through all records, and a batch's rows are computed by
+the processes that feed them. Dimensions: B batch, N new tokens.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+
+from t5x_lite.data.features import model_features, pad_example
+from t5x_lite.data.source import Record
+from t5x_lite.data.streams import TaskReader
+from t5x_lite.data.tasks import Task
+from t5x_lite.errors import UserError
+from t5x_lite.inference.decoding import Greedy, Method, generate, prefix_prompts
+from t5x_lite.inference.scoring import log_likelihood
+from t5x_lite.models import Model
+
+Row = dict[str, Any]
+_FIELD_LENGTH = 40  # characters of a text that may be sliced by
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class TextEvaluation:
+    """How texts are predicted for the metrics of tasks.
+
+    method: Greedy() (None), BeamSearch(...) or Sample(...), with the key `seed`.
+    during_training: also at the evaluations of a training run, on as much data as those.
+    """
+
+    method: Method | None = None
+    during_training: bool = True
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Example:
+    index: int
+    record: Record  # as stored
+    made: Record  # by the preprocessors
+    features: dict[str, np.ndarray]  # int32 [tokens] each, with EOS
+
+
+class Predictor:
+    """Predicts with a model, on the rows of a global batch that this process feeds.
+
+    Args:
+      place: rows of features [len(rows), length] of this process -> global arrays.
+      rows: which rows of the batch those are.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        lengths: Mapping[str, int],
+        batch_size: int,
+        rows: Sequence[int] | np.ndarray,
+        place: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]],
+        how: TextEvaluation | None = None,
+    ):
+        self._model, self._lengths, self._batch_size = model, dict(lengths), batch_size
+        self._rows, self._place, self._how = list(rows), place, how or TextEvaluation()
+
+    def predict(
+        self, params: Any, task: Task, split: str = "validation", limit: int | None = None
+    ) -> list[Row]:
+        """The rows of a split's first `limit` examples (None: all), in order.
+
+        Raises:
+          UserError: an objective of which there is nothing to predict; no such split; no examples.
+        """
+        names = task.objective.features
+        if task.objective.segment_length(self._lengths) is not None:
+            if names != ("targets",):
+                raise UserError(
+                    f"task {task.name!r} has metrics, and {type(task.objective).__name__} makes no "
+                    "texts to judge: use TextToText, or CausalLM for the likelihood of texts."
+                )
+            return self._documents(params, task, split, limit)
+        reader = TaskReader(task, split, 0, self._lengths)
+        rows: list[Row] = []
+        examples = itertools.islice(_examples(reader), limit)
+        decodes = any(needs_predictions(metric) for metric in task.metrics)
+        while chunk := list(itertools.islice(examples, self._batch_size)):
+            rows += self._chunk(params, task, chunk, decodes)
+        if not rows:
+            reader.check_has_tokens()
+        return rows
+
+    def _chunk(self, params: Any, task: Task, chunk: list[_Example], decodes: bool) -> list[Row]:
+        batch = self._batch([e.features for e in chunk])
+        likelihoods = _whole(log_likelihood(self._model, params, batch))
+        rows = [
+            _row(task, e, float(s), self._lengths) for e, s in zip(chunk, likelihoods, strict=False)
+        ]
+        plain = [i for i, e in enumerate(chunk) if "choices" not in e.made]
+        if decodes and plain:
+            texts, scores = self._decode(params, batch, task.vocabulary)
+            for i in plain:
+                rows[i] |= {"prediction": texts[i], "score": float(scores[i])}
+        self._choose(params, task, chunk, rows)
+        return rows
+
+    def _decode(self, params: Any, batch: dict, vocabulary: Any) -> tuple[list[str], np.ndarray]:
+        prompts, inputs = None, batch
+        if "decoder_causal_attention" in batch:
+            prompts = prefix_prompts(batch)
+        elif "encoder_input_tokens" in batch:
+            inputs = {"encoder_input_tokens": batch["encoder_input_tokens"]}
+        decoded = generate(
+            self._model,
+            params,
+            inputs,
+            method=self._how.method or Greedy(),
+            max_new_tokens=self._lengths["targets"],
+            prompts=prompts,
+            bidirectional_prompts=prompts is not None,
+            rng=jax.random.key(self._how.seed),
+            eos_id=vocabulary.eos_id,
+        )
+        tokens, scores = _whole(decoded.tokens)[:, 0], _whole(decoded.scores)[:, 0]
+        return [vocabulary.decode(row) for row in tokens], scores
+
+    def _choose(self, params: Any, task: Task, chunk: list[_Example], rows: list[Row]) -> None:
+        """Ranks the choices of the examples that have some; adds what was chosen to their rows."""
+        pairs = [(i, text) for i, e in enumerate(chunk) for text in e.made.get("choices", ())]
+        found: dict[int, list[float]] = {}
+        for start in range(0, len(pairs), self._batch_size):
+            some = pairs[start : start + self._batch_size]
+            features = [self._with_target(task, chunk[i], text, rows[i]) for i, text in some]
+            scores = _whole(log_likelihood(self._model, params, self._batch(features)))
+            for (i, _), score in zip(some, scores, strict=False):
+                found.setdefault(i, []).append(float(score))
+        for i, scores in found.items():
+            choices = chunk[i].made["choices"]
+            best = int(np.argmax(scores))
+            normal = int(
+                np.argmax([s / max(len(c), 1) for s, c in zip(scores, choices, strict=True)])
+            )
+            total = math.log(math.fsum(math.exp(s - scores[best]) for s in scores)) + scores[best]
+            rows[i] |= {
+                "prediction": choices[best],
+                "prediction_norm": choices[normal],
+                "score": scores[best] - total,
+                "choices": list(choices),
+                "choice_scores": scores,
+            }
+
+    def _with_target(self, task: Task, example: _Example, text: str, row: Row) -> dict:
+        targets = task.vocabulary.encode(text)
+        if len(targets) >= self._lengths["targets"]:
+            row["truncated"] = True
+        targets = np.append(targets[: self._lengths["targets"] - 1], task.vocabulary.eos_id)
+        return example.features | {"targets": targets.astype(np.int32)}
+
+    def _batch(self, examples: Sequence[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+        """The global batch of at most B examples, filled up with rows of padding."""
+        names = list(examples[0])
+        lengths = {name: self._lengths[name] for name in names}
+        blank = {name: np.zeros(0, np.int32) for name in names}
+        padded = [
+            pad_example(examples[i] if i < len(examples) else blank, lengths) for i in self._rows
+        ]
+        stacked = {name: np.stack([row[name] for row in padded]) for name in names}
+        return self._place(model_features(stacked, self._model.config.architecture, False))
+
+    def _documents(self, params: Any, task: Task, split: str, limit: int | None) -> list[Row]:
+        """A language model's rows: whole documents, in windows of the targets' length.
+
+        The first token of a window is predicted from nothing, as in training. No EOS is scored.
+        """
+        records = task.source.split(split)
+        rows: list[Row] = []
+        pieces: list[tuple[int, np.ndarray]] = []
+        for index in range(len(records) if limit is None else min(limit, len(records))):
+            record = task.record(records, index)
+            if record is None or not len(tokens := task.vocabulary.encode(record["text"])):
+                continue
+            length = self._lengths["targets"]
+            pieces += [(len(rows), tokens[i : i + length]) for i in range(0, len(tokens), length)]
+            rows.append({"task": task.name, "index": index, "input": "", "target": record["text"],
+                         "tokens": len(tokens), "target_score": 0.0})  # fmt: skip
+        for start in range(0, len(pieces), self._batch_size):
+            some = pieces[start : start + self._batch_size]
+            batch = self._batch([{"targets": tokens} for _, tokens in some])
+            scores = _whole(log_likelihood(self._model, params, batch))
+            for (place, _), score in zip(some, scores, strict=False):
+                rows[place]["target_score"] += float(score)
+        return [row | {"loss": -row["target_score"] / row["tokens"]} for row in rows]
+
+
+def needs_predictions(metric: Any) -> bool:
+    """Whether a metric looks at predictions, not just at how likely the targets are."""
+    return "target_scores" not in getattr(metric, "uses", ())
+
+
+def _examples(reader: TaskReader) -> Iterator[_Example]:
+    task, records = reader.task, reader.records
+    for index in range(len(records)):
+        made = task.record(records, index)
+        if made is None:
+            continue
+        fields = {name: task.vocabulary.encode(made[name]) for name in ("inputs", "targets")}
+        if any(map(len, fields.values())):
+            yield _Example(index, records[index], made, reader.example(fields, index, 0))
+
+
+def _row(task: Task, example: _Example, score: float, lengths: Mapping[str, int]) -> Row:
+    made, tokens = example.made, len(example.features["targets"])
+    row: Row = {
+        "task": task.name,
+        "index": example.index,
+        "input": made["inputs"],
+        "target": made["targets"],
+        "tokens": tokens,
+        "target_score": score,
+        "loss": -score / tokens,
+    }
+    row |= {key: made[key] for key in ("references", "group") if key in made}
+    # A feature as long as its limit was most likely cut: only its last token is EOS.
+    cut = [
+        name for name in ("inputs", "targets")
+        if len(example.features[name]) == lengths[name]
+        and len(task.vocabulary.encode(made[name])) >= lengths[name]
+    ]  # fmt: skip
+    if cut:
+        row["truncated"] = True
+    if fields := _fields(example.record):
+        row["fields"] = fields
+    return row
+
+
+def _fields(record: Record) -> Row:
+    found = {}
+    for key, value in record.items():
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, bool | int | float) or (
+            isinstance(value, str) and len(value) <= _FIELD_LENGTH
+        ):
+            found[key] = value
+    return found
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+    """A global array on every process."""
+    if jax.process_count() == 1:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
