@@ -1,4 +1,4 @@
-"""Where a run's numbers go: a JSON-lines file, TensorBoard, the console.
+"""Where a run's numbers go: a JSON-lines file and the console; services.py has the others.
 
 The names that the console knows, and so the names to log them under: "loss", "learning_rate",
 "tokens_per_second", "mfu" (0..1) and "seconds_left".
@@ -10,11 +10,9 @@ import json
 import logging
 import math
 import os
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,29 +20,65 @@ from t5x_lite.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Values = Mapping[str, float | str]
+
+WATCHED = "watch/"  # begins the names that people don't want to see go by; see watches.py
 
 
-class Tracker(Protocol):
-    """Takes what is logged. Numbers may be Python's, numpy's or 0-d arrays on any device."""
+class Histogram(NamedTuple):
+    """Counts of values in equal steps from `low` to `high`: int [bins]."""
 
-    def log(self, step: int, values: Values) -> None: ...
+    low: float
+    high: float
+    counts: Any
 
-    def log_text(self, step: int, name: str, text: str) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
+    def edges(self) -> np.ndarray:
+        return np.linspace(float(self.low), float(self.high), len(self.counts) + 1)
 
 
-def _plain(value: Any) -> float | int | str:
+Values = Mapping[str, "float | str | Histogram"]
+
+
+class Tracker:
+    """Takes what a run tells of itself; one of your own needs `log` alone.
+
+    Numbers may be Python's, numpy's or 0-d arrays on any device; text and `Histogram` are values,
+    too. What can't be written because of the disk raises OSError, which is a warning to the run;
+    with ``optional`` any error is, as a run must not end for a service that is down.
+    """
+
+    optional = False
+
+    def log(self, step: int, values: Values) -> None:
+        """Values that belong to a step."""
+        raise NotImplementedError
+
+    def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
+        """JSON values that are known at the start: once for each process of a run."""
+
+    def log_summary(self, values: Mapping[str, Any]) -> None:
+        """JSON values that are known at the end."""
+
+    def log_artifact(self, path: str, name: str) -> None:
+        """A file that belongs to the run, such as its report."""
+
+    def flush(self) -> None:
+        """Waits until what was logged can't be lost with this process."""
+
+    def finish(self) -> None:
+        """Nothing more will be logged."""
+
+
+def plain(value: Any) -> Any:
+    """A number of Python, text, or a `Histogram` of Python's numbers."""
     if isinstance(value, str | bool | int | float):
         return value
+    if isinstance(value, Histogram):
+        return Histogram(float(value.low), float(value.high), np.asarray(value.counts).tolist())
     array = np.asarray(value)
     return int(array) if array.dtype.kind in "biu" else float(array)
 
 
-class Trackers:
+class Trackers(Tracker):
     """Passes everything on to several trackers, on process 0; other processes write nothing.
 
     No tracker touches its file before something is logged, so building them everywhere is harmless.
@@ -64,33 +98,49 @@ class Trackers:
 
     def log(self, step: int, values: Values) -> None:
         # Converted once: for an array this waits for the device.
-        values = {name: _plain(value) for name, value in values.items()} if self._trackers else {}
+        values = {name: plain(value) for name, value in values.items()} if self._trackers else {}
         self._each(lambda tracker: tracker.log(step, values))
 
-    def log_text(self, step: int, name: str, text: str) -> None:
-        self._each(lambda tracker: tracker.log_text(step, name, text))
+    def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
+        self._each(lambda tracker: tracker.log_hyperparameters(values))
+
+    def log_summary(self, values: Mapping[str, Any]) -> None:
+        self._each(lambda tracker: tracker.log_summary(values))
+
+    def log_artifact(self, path: str, name: str) -> None:
+        self._each(lambda tracker: tracker.log_artifact(path, name))
 
     def flush(self) -> None:
         """Writes what couldn't be written before, and waits until it is on the disk."""
         self._each(lambda tracker: tracker.flush())
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
-        """A full disk must not end a run: what a tracker can't write is a warning."""
+        """A full disk must not end a run: what a tracker can't write is a warning, told once."""
         for tracker in self._trackers:
             try:
                 call(tracker)
-            except OSError as error:
+            except Exception as error:
+                if not (isinstance(error, OSError) or tracker.optional):
+                    raise
                 if (warning := f"{type(tracker).__name__}: {error}") not in self._warned:
                     self._warned.add(warning)
                     log.error("metrics could not be written: %s", warning)
 
-    def close(self) -> None:
-        with contextlib.ExitStack() as stack:  # closes all, even if one raises
+    def finish(self) -> None:
+        with contextlib.ExitStack() as stack:  # finishes all, even if one raises
             for tracker in self._trackers:
-                stack.callback(tracker.close)
+                kinds = Exception if tracker.optional else ()
+                stack.callback(_finish_unless, tracker, kinds)
 
 
-class JsonLines:
+def _finish_unless(tracker: Tracker, kinds: Any) -> None:
+    try:
+        tracker.finish()
+    except kinds as error:
+        log.error("%s did not finish: %s", type(tracker).__name__, error)
+
+
+class JsonLines(Tracker):
     """One JSON object a line: {"step": 100, "loss": 3.25, ...}, flushed line by line.
 
     Numbers are written with all their digits, so two runs' losses may be compared with ==. What
@@ -101,6 +151,8 @@ class JsonLines:
     what belongs to steps up to k, and `flush`, before it saves the checkpoint of step k.
 
     Lines that can't be written, as on a full disk, raise OSError and are written with the next.
+    Beside it: hyperparameters.json and summary.json, what `log_hyperparameters` and `log_summary`
+    were last given.
 
     Args:
       path: the file; folders above it are made.
@@ -121,9 +173,12 @@ class JsonLines:
     def log(self, step: int, values: Values) -> None:
         line: dict[str, Any] = {"step": step}
         for name, value in values.items():
-            value = _plain(value)
-            finite = not isinstance(value, float) or math.isfinite(value)
-            line[name] = value if finite else repr(value)
+            value = plain(value)
+            if isinstance(value, Histogram):
+                low, high = _finite(value.low), _finite(value.high)
+                line[name] = {"low": low, "high": high, "counts": value.counts}
+            else:
+                line[name] = _finite(value)
         self._pending += json.dumps(line, allow_nan=False).encode() + b"\n"
         self._write()
 
@@ -146,10 +201,21 @@ class JsonLines:
         if self._file is not None:
             os.fsync(self._file.fileno())
 
-    def log_text(self, step: int, name: str, text: str) -> None:
-        self.log(step, {name: text})
+    def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
+        self._write_beside("hyperparameters.json", values)
 
-    def close(self) -> None:
+    def log_summary(self, values: Mapping[str, Any]) -> None:
+        self._write_beside("summary.json", values)
+
+    def _write_beside(self, name: str, values: Mapping[str, Any]) -> None:
+        """Whole or not at all."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_name(f"{name}.tmp")
+        text = json.dumps(values, indent=1, default=str, ensure_ascii=False)
+        beside.write_text(text + "\n", encoding="utf-8")
+        beside.replace(self._path.with_name(name))
+
+    def finish(self) -> None:
         try:
             if self._pending:
                 self._write()
@@ -169,6 +235,11 @@ class JsonLines:
             beside.replace(self._path)
         self._resume_step = None  # a tracker that is closed and used again appends
         return self._path.open("ab", buffering=0)
+
+
+def _finite(value: Any) -> Any:
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return value if finite else repr(value)
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -191,159 +262,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and type(value.get("step")) is int else None
 
 
-class TensorBoard:
-    """TensorBoard event files, by tensorboardX.
-
-    Events are written by the caller's thread: tensorboardX's own would end at the first error of a
-    full disk, and its queue then block training for good.
-
-    Args:
-      folder: a run's log folder.
-      resume_step: the step that this process starts from; events after it are hidden.
-    """
-
-    def __init__(self, folder: str | os.PathLike, resume_step: int | None = None):
-        self._folder = os.fspath(folder)
-        self._purge = None if resume_step is None else resume_step + 1
-        self._writer = None
-
-    def _add(self, step: int, **content: Any) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        if self._writer is None:
-            os.makedirs(self._folder, exist_ok=True)
-            # Two processes that start within a second must not take one file.
-            self._writer = EventsWriter(os.path.join(self._folder, "events"), f".{os.getpid()}")
-            if self._purge is not None:
-                start = SessionLog(status=SessionLog.START)
-                for what in ({"file_version": "brain.Event:2"}, {"session_log": start}):
-                    self._writer.write_event(Event(step=self._purge, wall_time=time.time(), **what))
-                self._purge = None
-        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
-
-    def log(self, step: int, values: Values) -> None:
-        from tensorboardX import summary
-
-        for name, value in values.items():
-            value = _plain(value)
-            make = summary.text if isinstance(value, str) else summary.scalar
-            self._add(step, summary=make(name, value))
-        self.flush()
-
-    def log_text(self, step: int, name: str, text: str) -> None:
-        self.log(step, {name: text})
-
-    def flush(self) -> None:
-        if self._writer is not None:
-            self._writer.flush()
-
-    def close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-
-
-class Console:
-    """Progress for people: one line that is redrawn on a terminal, plain lines elsewhere.
-
-    Training steps are the logs that have "loss" in them; anything else (evaluation, text) is
-    printed as a line of its own and stays.
-
-    Args:
-      total_steps: of the run, if known.
-      quiet: print nothing.
-      stream: defaults to standard output.
-      live: whether to redraw; None: if the stream is a terminal that can.
-    """
-
-    def __init__(
-        self,
-        total_steps: int | None = None,
-        *,
-        quiet: bool = False,
-        stream: TextIO | None = None,
-        live: bool | None = None,
-    ):
-        self._total_steps = total_steps
-        self._quiet = quiet
-        self._stream = stream or sys.stdout
-        self._live_wanted = live
-        self._live = None
-        self._started = False
-
-    def log(self, step: int, values: Values) -> None:
-        values = {name: _plain(value) for name, value in values.items()}
-        self._show(progress_line(step, values, self._total_steps), redraw="loss" in values)
-
-    def log_text(self, step: int, name: str, text: str) -> None:
-        self._show(f"step {step:,}  {name}: {text}", redraw=False)
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        self._started = False
-
-    def _show(self, line: str, redraw: bool) -> None:
-        if self._quiet:
-            return
-        if not self._started:
-            self._start()
-        if self._live is None:
-            print(line, file=self._stream, flush=True)
-        elif redraw:
-            self._live.update(_one_line(line), refresh=True)
-        else:
-            self._live.console.print(line, markup=False, highlight=False)
-
-    def _start(self) -> None:
-        self._started = True
-        if self._live_wanted is False or (self._live_wanted is None and not self._stream.isatty()):
-            return
-        from rich.console import Console as RichConsole
-        from rich.live import Live
-
-        console = RichConsole(file=self._stream, force_terminal=self._live_wanted)
-        if self._live_wanted or (console.is_terminal and not console.is_dumb_terminal):
-            self._live = Live(_one_line(""), console=console, auto_refresh=False)
-            self._live.start()
-
-
-def _one_line(line: str):
-    from rich.text import Text
-
-    return Text(line, no_wrap=True, overflow="ellipsis")
-
-
 # Numbers as people read them.
-
-_SHOWN = {
-    "loss": lambda v: f"loss {v:.4f}",
-    "learning_rate": lambda v: f"lr {v:.1e}",
-    "tokens_per_second": lambda v: f"{short(v)} tok/s",
-    "mfu": lambda v: f"MFU {v:.1%}",
-    "seconds_left": lambda v: f"{duration(v)} left",
-}
-
-
-def progress_line(step: int, values: Values, total_steps: int | None = None) -> str:
-    """Returns e.g. "step 1,200/10,000  loss 3.2147  lr 3.1e-04  1.23M tok/s  1h 02m left".
-
-    Without a "loss" among them, all values are shown under their names.
-    """
-    parts = [f"step {step:,}" + (f"/{total_steps:,}" if total_steps else "")]
-    if "loss" in values:
-        parts += [show(values[name]) for name, show in _SHOWN.items() if name in values]
-    else:
-        parts += [
-            f"{name} {value if isinstance(value, str) else f'{value:.5g}'}"
-            for name, value in values.items()
-        ]
-    return "  ".join(parts)
 
 
 def short(number: float) -> str:
