@@ -141,6 +141,5 @@ def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
 def _reorder(x: jax.Array, parents: jax.Array, axis: int) -> jax.Array:
     """Reorders the rows of a cache array [..., R, ...] within each batch entry."""
     entries, beams = parents.shape
-    split = x.reshape(*x.shape[:axis], entries, beams, *x.shape[axis + 1 :])
-    index = parents.reshape((1,) * axis + parents.shape + (1,) * (x.ndim - axis - 1))
-    return jnp.take_along_axis(split, index, axis=axis + 1).reshape(x.shape)
+    rows = (parents + beams * jnp.arange(entries)[:, None]).reshape(-1)
+    return jnp.take(x, rows, axis=axis, mode="clip")

@@ -1,6 +1,6 @@
 """Text generation: prompts in, tokens and scores out, in one compiled call.
 
-Searches are in sampling.py and beam.py; what they start from is in prefill.py.
+Searches are in sampling.py, beam.py and lookup.py; what they start from is in prefill.py.
 Dimensions: B batch, n decodes of a batch entry, P prompt width, N new tokens, V vocabulary.
 """
 
@@ -12,10 +12,20 @@ import jax.numpy as jnp
 
 from t5x_lite.errors import UserError
 from t5x_lite.inference.beam import BeamSearch
+from t5x_lite.inference.lookup import Lookup
 from t5x_lite.inference.prefill import PAD_ID, Start, prefill
 from t5x_lite.inference.sampling import Greedy, Sample
 
-__all__ = ["BeamSearch", "Decoded", "Greedy", "Method", "Sample", "generate", "prefix_prompts"]
+__all__ = [
+    "BeamSearch",
+    "Decoded",
+    "Greedy",
+    "Lookup",
+    "Method",
+    "Sample",
+    "generate",
+    "prefix_prompts",
+]
 
 
 class Decoded(NamedTuple):
@@ -49,11 +59,12 @@ def generate(
     """Decodes until every row has EOS or is full. Compiled once per model, method and shapes.
 
     Args:
-      model: has start_decoding, decode and map_cache (see `t5x_lite.models.Model`), and is
-        hashable.
+      model: has start_decoding, decode, for_steps, rewind and map_cache (see
+        `t5x_lite.models.Model`), and is hashable.
+      params: of the model, perhaps `weights.compressed`.
       batch: `encoder_input_tokens` [B, length] int32 for an encoder-decoder; for a decoder-only
         model any array of B rows, or {} beside prompts.
-      method: Greedy() if None, or Sample(...), or BeamSearch(...).
+      method: Greedy() if None, or Sample(...), BeamSearch(...) or Lookup(...).
       max_new_tokens: N, the same limit for every row; or
       max_length: the limit of prompt plus new tokens, as in T5X. A row whose prompt is that long
         already gets no new token and score 0.
@@ -116,7 +127,8 @@ def generate(
     ),
 )
 def _generate(model, params, batch, prompts, rng, *, method, include_prompts, **options):
-    start = prefill(model, params, batch, prompts, **options)
+    ahead = getattr(method, "ahead", 0)
+    start = prefill(model, params, batch, prompts, ahead=ahead, **options)
     tokens, scores = method.search(start, rng)
     if include_prompts and prompts is not None:
         width = options["max_length"] or prompts.shape[1] + start.size

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from t5x_lite.inference.weights import expanded
+
 START_ID = 0
 PAD_ID = 0
 
@@ -17,18 +19,24 @@ class Start(NamedTuple):
     """A prefilled model, ready for its first new token.
 
     step: (cache, tokens [R] int32) -> (logits [R, V] float32, cache): one token a row.
+    extend: (cache, tokens [R, T], valid bool [R, T]) -> (logits [R, T, V], cache); rewind: (cache,
+      count) -> cache without its last ``count`` tokens.
     map_cache: (fn(array, batch_axis), cache) -> cache.
+    context: [B, C] int32, what was read: the encoder's input, then the prompts; 0 = absent.
     logits: [B, V] float32, of the first new token.
     limits: [B] int32, new tokens each row may have; prompt_lengths: [B] int32.
     size: N, the width of the returned tokens (static); eos_id: the id that ends a row.
     """
 
     step: Callable[[Any, jax.Array], tuple[jax.Array, Any]]
+    extend: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
+    rewind: Callable[[Any, jax.Array], Any]
     map_cache: Callable[[Callable, Any], Any]
     cache: Any
     logits: jax.Array
     limits: jax.Array
     prompt_lengths: jax.Array
+    context: jax.Array
     size: int
     eos_id: int
 
@@ -60,8 +68,12 @@ def prefill(
     max_length: int | None,
     bidirectional: bool,
     eos_id: int,
+    ahead: int = 0,
 ) -> Start:
-    """Runs the start token and the prompts through the model in one pass."""
+    """Runs the start token and the prompts through the model in one pass.
+
+    ``ahead``: how many tokens more than the longest text the cache is to hold.
+    """
     size = max_new_tokens if max_length is None else max_length
     if prompts is None:
         rows = next(iter(batch.values())).shape[0]
@@ -74,16 +86,32 @@ def prefill(
     # A model without an encoder takes the batch size from its decoder's tokens. The last new
     # token is never fed back, hence the -1.
     batch = {**batch, "decoder_input_tokens": tokens}
-    cache = model.start_decoding(params, batch, tokens.shape[1] + size - 1)
+    whole = expanded(params)
+    cache = model.start_decoding(whole, batch, tokens.shape[1] + size - 1 + ahead)
     mask = valid if bidirectional else None
     logits, cache = model.decode(
-        params, cache, tokens, valid=valid, bidirectional=mask, last_only=True
+        whole, cache, tokens, valid=valid, bidirectional=mask, last_only=True
     )
+    stepper, params, cache = model.for_steps(params, cache)
 
     def step(cache, last):
-        logits, cache = model.decode(params, cache, last[:, None])
+        logits, cache = stepper.decode(expanded(params), cache, last[:, None])
         return logits[:, 0], cache
 
+    def extend(cache, tokens, valid):
+        return stepper.decode(expanded(params), cache, tokens, valid=valid)
+
+    read = [batch[name] for name in ("encoder_input_tokens",) if name in batch]
     return Start(
-        step, model.map_cache, cache, logits[:, -1], limits, lengths, size=size, eos_id=eos_id
+        step=step,
+        extend=extend,
+        rewind=stepper.rewind,
+        map_cache=stepper.map_cache,
+        cache=cache,
+        logits=logits[:, -1],
+        limits=limits,
+        prompt_lengths=lengths,
+        context=jnp.concatenate([*read, tokens], axis=1).astype(jnp.int32),
+        size=size,
+        eos_id=eos_id,
     )

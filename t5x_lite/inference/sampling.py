@@ -26,7 +26,7 @@ class Greedy:
     def search(self, start: Start, rng=None) -> tuple[jax.Array, jax.Array]:
         """Returns tokens [B, 1, N] int32 and log-probabilities [B, 1] float32."""
         del rng
-        return _autoregress(start, _most_probable, 1, None)
+        return _autoregress(start, most_probable, 1, None)
 
 
 @gin.configurable(module="t5x_lite")
@@ -66,7 +66,7 @@ class Sample:
     def search(self, start: Start, rng=None) -> tuple[jax.Array, jax.Array]:
         """Returns tokens [B, n, N] int32 and log-probabilities [B, n] float32, best first."""
         if self.temperature <= COLDEST:
-            return _autoregress(start, _most_probable, self.num_samples, None)
+            return _autoregress(start, most_probable, self.num_samples, None)
         if rng is None:
             raise UserError("Sample needs rng, found None: pass rng=jax.random.key(seed).")
 
@@ -94,7 +94,9 @@ def shape_logits(logits: jax.Array, temperature: float, top_k: int, top_p: float
     return logits
 
 
-def _most_probable(logits, key):
+def most_probable(logits, key=None):
+    """logits [R, V] -> (token int32 [R], its log-probability [R])."""
+    del key
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return token, _log_prob(logits, token)
 

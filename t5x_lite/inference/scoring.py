@@ -8,6 +8,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from t5x_lite.inference.weights import expanded
+
 
 @functools.partial(jax.jit, static_argnums=0)
 def token_log_probs(model, params, batch: dict) -> jax.Array:
@@ -16,7 +18,7 @@ def token_log_probs(model, params, batch: dict) -> jax.Array:
     batch: model features (`decoder_input_tokens`, `decoder_target_tokens`, ...; packed or not).
     Without `decoder_loss_weights` all targets but padding count.
     """
-    logits, _ = model.apply(params, batch)
+    logits, _ = model.apply(expanded(params), batch)
     targets = batch["decoder_target_tokens"]
     chosen = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
     log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -52,6 +52,12 @@ class Markov:
         logits = logits.swapaxes(0, 1)
         return logits[:, -1:] if last_only else logits, cache
 
+    def rewind(self, cache, count):
+        raise NotImplementedError
+
+    def for_steps(self, params, cache):
+        return self, params, cache
+
     def map_cache(self, fn, cache):
         return cache | {"last": fn(cache["last"], 0), "before": fn(cache["before"], 1)}
 

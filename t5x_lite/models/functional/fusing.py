@@ -1,0 +1,57 @@
+"""Projections side by side in one matrix, and apart again.
+
+Dimensions: K kv heads, which a mesh may split; G = N / K; H head_dim.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def join_heads(parts: Sequence[Any], kv_heads: int, xp: ModuleType = jnp) -> Any:
+    """[..., K * G * H], [..., K * H], ... -> [..., K * (G + 1 + ...) * H], kv head by kv head.
+
+    Not one whole part after the other: a device that has some of the kv heads then has all that
+    belongs to them, and the parts can be told apart without sending anything.
+    """
+    each = [part.reshape(*part.shape[:-1], kv_heads, -1) for part in parts]
+    joined = xp.concatenate(each, axis=-1)
+    return joined.reshape(*joined.shape[:-2], -1)
+
+
+def split_heads(joined: Any, kv_heads: int, widths: Sequence[int]) -> list[Any]:
+    """The inverse of `join_heads`; ``widths`` are the parts' last dimensions."""
+    each = joined.reshape(*joined.shape[:-1], kv_heads, -1)
+    parts, start = [], 0
+    for width in widths:
+        part = each[..., start : start + width // kv_heads]
+        parts.append(part.reshape(*joined.shape[:-1], width))
+        start += width // kv_heads
+    return parts
+
+
+def joined_init(inits: Sequence[Any], kv_heads: int, widths: Sequence[int]) -> Any:
+    """The initialiser of a matrix [in, sum(widths)] whose parts are drawn each by its own."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        keys = jax.random.split(key, len(widths))
+        drawn = [
+            one(k, (*shape[:-1], width), dtype)
+            for one, k, width in zip(inits, keys, widths, strict=True)
+        ]
+        return join_heads(drawn, kv_heads)
+
+    return init
+
+
+def stacked_init(init: Any) -> Any:
+    """The initialiser of [in, parts, out] whose parts are drawn as matrices [in, out]."""
+
+    def stacked(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        keys = jax.random.split(key, shape[1])
+        return jnp.stack([init(k, (shape[0], shape[2]), dtype) for k in keys], axis=1)
+
+    return stacked
