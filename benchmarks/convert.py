@@ -5,7 +5,8 @@
 
 Each conversion is a process of its own, `t5x_lite convert`, whose memory is looked at every 20 ms:
 `anonymous` is what it allocates, `mapped` are pages of the files it reads, which the system takes
-back when it likes. The bound to compare with is the largest parameter, printed first.
+back when it likes. The bound to compare with is the largest parameter, printed first; to begin
+with, Python and its libraries have about 250 MB and 130 MB. The folder is removed at the end.
 """
 
 import argparse
@@ -68,6 +69,14 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave the folder there")
     args = parser.parse_args()
     shutil.rmtree(args.folder, ignore_errors=True)
+    try:
+        measure(args)
+    finally:
+        if not args.keep:
+            shutil.rmtree(args.folder, ignore_errors=True)
+
+
+def measure(args: argparse.Namespace) -> None:
     total, largest = make(args.folder / "start", args.size, np.dtype(np.float32))
     print(f"T5 1.1 {args.size}: {total / 1e6:,.0f} MB, largest parameter {largest / 1e6:,.0f} MB")
     for name, source, to, flags in (
@@ -87,8 +96,6 @@ def main() -> None:
         subprocess.run(["cmp", "-s", a, b]).returncode == 0 for a, b in zip(one, other, strict=True)
     )
     print(f"the weights that came back are {'the same, byte for byte' if same else 'DIFFERENT'}")
-    if not args.keep:
-        shutil.rmtree(args.folder)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from t5x_lite.interop.fields import Fields
+from t5x_lite.interop.tensors import Tensors
 from t5x_lite.interop.weight_maps import Rule
 from t5x_lite.models import TransformerConfig
 
@@ -44,6 +45,10 @@ class Family(abc.ABC):
     def rules(self, config: TransformerConfig) -> list[Rule]:
         """The weights' table for this model."""
 
+    def renamed(self, tensors: Tensors) -> Tensors:
+        """A file's tensors under the names that the rules use, where files differ in that."""
+        return tensors
+
     def ignored(self, config: TransformerConfig) -> Sequence[str]:
         """Regular expressions of tensors that hold nothing of their own."""
         return ()
@@ -53,9 +58,23 @@ class Family(abc.ABC):
         return {}
 
 
+# What most families have no setting for.
+_USUAL = dict(
+    norm_placement="pre",
+    norm_scale_from_one=False,
+    scale_embeddings=False,
+    attention_scalar=None,
+    full_attention_every=None,
+    relative_bias_per_layer=False,
+    embedding_norm=False,
+    token_types=0,
+    encoder_heads=((),),
+)
+
+
 def first_obstacle(config: TransformerConfig, **wanted: Any) -> str | None:
     """The first setting that isn't as wanted (a value, or a tuple of values that do)."""
-    for name, value in wanted.items():
+    for name, value in (wanted | {k: v for k, v in _USUAL.items() if k not in wanted}).items():
         found = getattr(config, name)
         if not (found in value if isinstance(value, tuple) else found == value):
             return f"{name} = {found!r}"

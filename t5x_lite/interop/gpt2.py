@@ -6,6 +6,7 @@ from typing import Any
 from t5x_lite.errors import UserError
 from t5x_lite.interop.family import ACTIVATIONS, Family, first_obstacle
 from t5x_lite.interop.fields import Fields
+from t5x_lite.interop.tensors import Tensors
 from t5x_lite.interop.weight_maps import Rule
 from t5x_lite.models import TransformerConfig
 
@@ -116,7 +117,7 @@ class Gpt2(Family):
     def copies(self, config: TransformerConfig) -> dict[str, str]:
         return {"lm_head.weight": "transformer.wte.weight"} if config.tied_embeddings else {}
 
-    @staticmethod
-    def prefixed(name: str) -> str:
+    def renamed(self, tensors: Tensors) -> Tensors:
         """The first published files lack the name of the body."""
-        return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        known = ("transformer.", "lm_head.")
+        return {n if n.startswith(known) else f"transformer.{n}": t for n, t in tensors.items()}

@@ -11,29 +11,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5x_lite.errors import UserError, did_you_mean
-from t5x_lite.interop import safetensors_files, tokenizer_files
+from t5x_lite.interop import fusing, safetensors_files, tokenizer_files
+from t5x_lite.interop.bert import Bert
 from t5x_lite.interop.family import Family
 from t5x_lite.interop.fields import Fields
+from t5x_lite.interop.gemma import Gemma
 from t5x_lite.interop.gpt2 import Gpt2
 from t5x_lite.interop.llama import Llama
 from t5x_lite.interop.safetensors_files import SHARD_BYTES, Writer, read_json
 from t5x_lite.interop.t5 import T5
 from t5x_lite.interop.tensors import Tensor, Tensors
 from t5x_lite.interop.weight_maps import Shape, as_parameters, their_shapes, their_tensors
+from t5x_lite.interop.xlnet import XLNet
 from t5x_lite.models import Model, TransformerConfig
 from t5x_lite.training.checkpoint_layout import by_name
 
-FAMILIES: tuple[Family, ...] = (T5(), Llama(), Gpt2())
+FAMILIES: tuple[Family, ...] = (T5(), Llama(), Gpt2(), Gemma(), Bert(), XLNet())
 _BY_TYPE = {kind: family for family in FAMILIES for kind in family.model_types}
 # Known, and refused with the reason.
 _UNSUPPORTED = {
-    "umt5": "each of its layers has a relative bias of its own",
-    "bert": "there is no encoder-only architecture",
-    "gemma2": "its norms, embeddings and windows can't be set",
-    "gemma3_text": "its norms, embeddings and windows can't be set",
-    "mixtral": "its experts aren't read yet",
-    "qwen3_moe": "its experts aren't read yet",
-    "xlnet": "there is no two-stream attention",
+    "gemma3": "it sees images; its text alone is a model of type gemma3_text",
 }
 
 
@@ -91,8 +88,9 @@ def read(path: str | os.PathLike) -> Folder:
     """
     folder = Path(path)
     tensors = safetensors_files.read_folder(folder)
-    if read_json(folder / "config.json").get("model_type") == "gpt2":
-        tensors = {Gpt2.prefixed(name): tensor for name, tensor in tensors.items()}
+    kind = read_json(folder / "config.json").get("model_type")
+    if isinstance(kind, str) and kind in _BY_TYPE:
+        tensors = _BY_TYPE[kind].renamed(tensors)
     family, config = _read_config(folder / "config.json", tensors)
     return Folder(folder, family, config, _without_copies(tensors, family, config, folder))
 
@@ -158,6 +156,7 @@ def write(
       UserError: the folder exists; no model there can hold this one; a vocabulary that has more
         ids than the embedding has rows.
     """
+    config, read_parameter, shapes = fusing.plain_model(config, read_parameter, shapes)
     family = family_for(config)
     dtype = np.dtype(dtype)
     if vocabulary is not None:
@@ -173,7 +172,8 @@ def write(
         special = tokenizer_files.write(vocabulary, folder, config) if vocabulary else {}
         values = family.write(config) | special | {"torch_dtype": dtype.name}
         _write_json(folder / "config.json", values)
-        _write_json(folder / "generation_config.json", generation_config(config, special))
+        if config.architecture != "encoder_only":
+            _write_json(folder / "generation_config.json", generation_config(config, special))
 
 
 def generation_config(config: TransformerConfig, special: Mapping[str, int]) -> dict[str, Any]:

@@ -1,34 +1,35 @@
-"""The Llama shape: Llama 2 and 3, Mistral, Qwen2, Qwen3, and our own decoder-only models."""
+"""The Llama shape: Llama 2 and 3, Mistral, Qwen2, Qwen3, our own decoder-only models; and those
+with experts in the place of MLPs: Mixtral and Qwen3-MoE."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from t5x_lite.errors import UserError
+from t5x_lite.interop import rope
 from t5x_lite.interop.family import ACTIVATIONS, Family, first_obstacle
 from t5x_lite.interop.fields import Fields
 from t5x_lite.interop.weight_maps import Rule
 from t5x_lite.models import TransformerConfig
 
-_PROJECTIONS = (
+_ATTENTION = (
     ("self_attention/query", "self_attn.q_proj"),
     ("self_attention/key", "self_attn.k_proj"),
     ("self_attention/value", "self_attn.v_proj"),
     ("self_attention/out", "self_attn.o_proj"),
-    ("mlp/wi_0", "mlp.gate_proj"),
-    ("mlp/wi_1", "mlp.up_proj"),
-    ("mlp/wo", "mlp.down_proj"),
 )
-_LLAMA3 = (
-    "factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "original_max_position_embeddings",
+_MLP = (("wi_0", "gate_proj"), ("wi_1", "up_proj"), ("wo", "down_proj"))
+_MIXTRAL = (("wi_0", "w1"), ("wi_1", "w3"), ("wo", "w2"))
+NORMS = (
+    ("pre_self_attention_layer_norm", "input_layernorm"),
+    ("pre_mlp_layer_norm", "post_attention_layernorm"),
 )
+_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32, "mixtral": 8, "qwen3_moe": 4}
+_SEVERAL = tuple(range(2, 1024))
 _NAMES = {"gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu", "relu": "relu", "silu": "silu"}
 
 
 class Llama(Family):
-    model_types = ("llama", "mistral", "qwen2", "qwen3")
+    model_types = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 
     def read(self, fields: Fields, tensors: Collection[str]) -> dict[str, Any]:
         kind = fields.get("model_type")
@@ -37,11 +38,14 @@ class Llama(Family):
         # A file without a field means what its class has as the default.
         kv_heads, head_dim = heads, embed_dim // heads
         if "num_key_value_heads" not in fields:
-            kv_heads = {"mistral": 8, "qwen2": 32, "qwen3": 32}.get(kind, heads)
+            kv_heads = _KV_HEADS.get(kind, heads)
         if "head_dim" not in fields and kind == "qwen3":
             head_dim = 128
         activation = fields.choice("hidden_act", ACTIVATIONS, "silu")
-        theta, scaling = _rope(fields)
+        theta, scaling = rope.read(fields, 1e6 if kind == "mixtral" else 1e4)
+        width = fields.number("intermediate_size", None if kind != "qwen3_moe" else 0)
+        if kind == "qwen3_moe":
+            width = fields.number("moe_intermediate_size", 768)
         arguments = dict(
             architecture="decoder_only",
             vocab_size=fields.number("vocab_size"),
@@ -49,7 +53,7 @@ class Llama(Family):
             num_heads=heads,
             num_kv_heads=fields.number("num_key_value_heads", kv_heads),
             head_dim=fields.number("head_dim", head_dim),
-            mlp_dim=fields.number("intermediate_size"),
+            mlp_dim=width,
             num_decoder_layers=layers,
             mlp_activations=(activation, "linear"),
             norm_epsilon=fields.number("rms_norm_eps", 1e-6, float),
@@ -58,12 +62,13 @@ class Llama(Family):
             rope_scaling=scaling,
             max_positions=fields.number("max_position_embeddings", 2048),
             scale_attention=True,
-            qk_norm=kind == "qwen3",
+            qk_norm=kind in ("qwen3", "qwen3_moe"),
             tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
             scale_tied_logits=False,
             attention_window=_window(fields, kind, layers),
             use_bias=_biases(fields, kind),
             init_std=fields.number("initializer_range", 0.02, float),
+            **_experts(fields, kind),
         )
         fields.done()
         return arguments
@@ -74,6 +79,11 @@ class Llama(Family):
             biases = (False,)
         elif config.attention_window is not None:
             biases = (False, "qkv")
+        experts: dict[str, Any] = dict(num_experts=0)
+        if config.num_experts:
+            biases, experts = (False,), dict(num_experts=config.num_experts, moe_every=1)
+            if not config.qk_norm:  # Mixtral's weights are normalised
+                experts |= dict(normalize_expert_weights=True, experts_per_token=_SEVERAL)
         return first_obstacle(
             config,
             architecture="decoder_only",
@@ -82,7 +92,7 @@ class Llama(Family):
             scale_attention=True,
             attention_soft_cap=None,
             logits_soft_cap=None,
-            num_experts=0,
+            **experts,
             mlp_activations=tuple((name, "linear") for name in _NAMES),
             scale_tied_logits=(True, False) if not config.tied_embeddings else False,
             use_bias=biases,
@@ -91,7 +101,11 @@ class Llama(Family):
     def write(self, config: TransformerConfig) -> dict[str, Any]:
         c = config
         kind, name = "llama", "LlamaForCausalLM"
-        if c.qk_norm:
+        if c.num_experts:
+            kind, name = "mixtral", "MixtralForCausalLM"
+            if c.qk_norm:
+                kind, name = "qwen3_moe", "Qwen3MoeForCausalLM"
+        elif c.qk_norm:
             kind, name = "qwen3", "Qwen3ForCausalLM"
         elif c.use_bias == "qkv":
             kind, name = "qwen2", "Qwen2ForCausalLM"
@@ -110,8 +124,7 @@ class Llama(Family):
             "hidden_act": _NAMES[c.mlp_activations[0]],
             "max_position_embeddings": c.max_positions,
             "rms_norm_eps": c.norm_epsilon,
-            "rope_theta": c.rope_theta,
-            "rope_scaling": _rope_fields(c),
+            **rope.written(c),
             "attention_dropout": 0.0,
             "initializer_range": 0.02 if c.init_std is None else c.init_std,
             "tie_word_embeddings": c.tied_embeddings,
@@ -120,45 +133,94 @@ class Llama(Family):
         }
         if kind == "llama":
             values |= {"attention_bias": c.use_bias, "mlp_bias": c.use_bias}
-        elif kind == "mistral":
+        elif kind in ("mistral", "mixtral"):
             values |= {"sliding_window": c.attention_window}
         else:
             windowed = c.attention_window is not None
             values |= {"use_sliding_window": windowed, "sliding_window": c.attention_window}
             values |= {"max_window_layers": 0 if windowed else c.num_decoder_layers}
+        if c.num_experts:
+            count = "num_local_experts" if kind == "mixtral" else "num_experts"
+            values |= {count: c.num_experts, "num_experts_per_tok": c.experts_per_token}
+            values |= {"router_aux_loss_coef": c.load_balance_loss}
+        if kind == "qwen3_moe":
+            normalized = c.normalize_expert_weights and c.experts_per_token > 1
+            values |= {"norm_topk_prob": normalized, "moe_intermediate_size": c.mlp_dim}
+            values |= {"decoder_sparse_step": 1, "mlp_only_layers": []}
         return values
 
     def rules(self, config: TransformerConfig) -> list[Rule]:
-        block, theirs = "decoder/layers_{i}", "model.layers.{i}"
-        rules = [
-            Rule("token_embedder/embedding", "model.embed_tokens.weight"),
-            Rule("decoder/decoder_norm/scale", "model.norm.weight"),
-            Rule(
-                f"{block}/pre_self_attention_layer_norm/scale", f"{theirs}.input_layernorm.weight"
-            ),
-            Rule(f"{block}/pre_mlp_layer_norm/scale", f"{theirs}.post_attention_layernorm.weight"),
-        ]
-        for ours, name in _PROJECTIONS:
-            rules.append(Rule(f"{block}/{ours}/kernel", f"{theirs}.{name}.weight", True))
-            qkv = ours.endswith(("query", "key", "value"))
-            if config.use_bias is True or (config.use_bias and qkv):
-                rules.append(Rule(f"{block}/{ours}/bias", f"{theirs}.{name}.bias"))
-        if config.qk_norm:
-            rules += [
-                Rule(
-                    f"{block}/self_attention/{a}_norm/scale", f"{theirs}.self_attn.{b}_norm.weight"
-                )
-                for a, b in (("query", "q"), ("key", "k"))
-            ]
-        if not config.tied_embeddings:
-            rules.append(Rule("decoder/logits_dense/kernel", "lm_head.weight", transpose=True))
-        return rules
+        return rules(config, NORMS)
 
     def ignored(self, config: TransformerConfig) -> Sequence[str]:
         return [r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"]
 
     def copies(self, config: TransformerConfig) -> dict[str, str]:
         return {"lm_head.weight": "model.embed_tokens.weight"} if config.tied_embeddings else {}
+
+
+def rules(config: TransformerConfig, norms: Sequence[tuple[str, str]]) -> list[Rule]:
+    """The table of a decoder whose layers have ``norms``, pairs of our names and theirs."""
+    block, theirs = "decoder/layers_{i}", "model.layers.{i}"
+    found = [
+        Rule("token_embedder/embedding", "model.embed_tokens.weight"),
+        Rule("decoder/decoder_norm/scale", "model.norm.weight"),
+    ]
+    found += [Rule(f"{block}/{ours}/scale", f"{theirs}.{name}.weight") for ours, name in norms]
+    projections = list(_ATTENTION)
+    if not config.num_experts:
+        projections += [(f"mlp/{ours}", f"mlp.{name}") for ours, name in _MLP]
+    for ours, name in projections:
+        found.append(Rule(f"{block}/{ours}/kernel", f"{theirs}.{name}.weight", True))
+        qkv = ours.endswith(("query", "key", "value"))
+        if config.use_bias is True or (config.use_bias and qkv):
+            found.append(Rule(f"{block}/{ours}/bias", f"{theirs}.{name}.bias"))
+    if config.num_experts:
+        found += _expert_rules(f"{block}/moe", theirs, mixtral=not config.qk_norm)
+    if config.qk_norm:
+        found += [
+            Rule(f"{block}/self_attention/{a}_norm/scale", f"{theirs}.self_attn.{b}_norm.weight")
+            for a, b in (("query", "q"), ("key", "k"))
+        ]
+    if not config.tied_embeddings:
+        found.append(Rule("decoder/logits_dense/kernel", "lm_head.weight", transpose=True))
+    return found
+
+
+def _expert_rules(ours: str, theirs: str, mixtral: bool) -> list[Rule]:
+    body, names = f"{theirs}.mlp", _MLP
+    if mixtral:
+        body, names = f"{theirs}.block_sparse_moe", _MIXTRAL
+    return [Rule(f"{ours}/router/kernel", f"{body}.gate.weight", True)] + [
+        Rule(f"{ours}/{a}/kernel[{{e}}]", f"{body}.experts.{{e}}.{b}.weight", True)
+        for a, b in names
+    ]
+
+
+def _experts(fields: Fields, kind: str) -> dict[str, Any]:
+    """The settings of a mixture of experts; none for models without."""
+    if kind not in ("mixtral", "qwen3_moe"):
+        return {}
+    mixtral = kind == "mixtral"
+    names = ("num_local_experts", "num_experts")  # transformers 5 writes the first for both
+    name = next((n for n in names if n in fields), names[0])
+    chosen = fields.number("num_experts_per_tok", 2 if mixtral else 8)
+    normalized = mixtral or bool(fields.get("norm_topk_prob", False))
+    if normalized and chosen == 1:
+        raise UserError(
+            f"{fields.where}: num_experts_per_tok = 1 with normalised weights isn't supported: "
+            f"one expert's weight is its probability here, not 1."
+        )
+    fields.refuse("router_jitter_noise", (0,), "there is no such noise")
+    fields.refuse("decoder_sparse_step", (1,), "all layers have experts, or none has")
+    fields.refuse("mlp_only_layers", ([],), "all layers have experts, or none has")
+    fields.get("output_router_logits")  # of the training loss
+    return dict(
+        num_experts=fields.number(name, 8 if mixtral else 128),
+        experts_per_token=chosen,
+        normalize_expert_weights=normalized,
+        load_balance_loss=fields.number("router_aux_loss_coef", 0.001, float),
+    )
 
 
 def _biases(fields: Fields, kind: str) -> bool | str:
@@ -181,10 +243,10 @@ def _window(fields: Fields, kind: str, layers: int) -> int | None:
         window = 4096
     full_below = fields.number("max_window_layers", 28)
     kinds = fields.get("layer_types")
-    if not fields.get("use_sliding_window", kind == "mistral"):
+    if not fields.get("use_sliding_window", kind in ("mistral", "mixtral")):
         window = None
     if kinds is None:
-        first = 0 if kind == "mistral" else full_below
+        first = full_below if kind in ("qwen2", "qwen3") else 0
         kinds = ["sliding_attention" if i >= first and window else "full_attention"
                  for i in range(layers)]  # fmt: skip
     if len(found := set(kinds)) > 1 or not found <= {"sliding_attention", "full_attention"}:
@@ -197,36 +259,3 @@ def _window(fields: Fields, kind: str, layers: int) -> int | None:
             raise UserError(f"{fields.where}: sliding_window is {window!r}, expected a number.")
         return window
     return None
-
-
-def _rope(fields: Fields) -> tuple[float, tuple | None]:
-    """Base and scaling of the rotation: fields in files of transformers 4, one dict in 5's."""
-    theta = fields.number("rope_theta", 10_000.0, float)
-    scaling: tuple | None = None
-    for name in ("rope_scaling", "rope_parameters"):
-        rope = fields.get(name, {})
-        if not isinstance(rope, dict):
-            raise UserError(f"{fields.where}: {name} is {rope!r}, expected an object.")
-        rope = dict(rope)
-        kind = rope.pop("rope_type", rope.pop("type", "default"))
-        rope.pop("type", None)
-        theta = float(rope.pop("rope_theta", theta))
-        known = {"default": (), "linear": ("factor",), "llama3": _LLAMA3}
-        wanted = known.get(kind if isinstance(kind, str) else "")
-        if wanted is None or set(rope) != set(wanted):
-            held = ", ".join(sorted(rope)) or "nothing"
-            raise UserError(
-                f"{fields.where}: {name} of type {kind!r} with {held} isn't supported; expected "
-                f"linear with factor, or llama3 with {', '.join(_LLAMA3)}."
-            )
-        if wanted:
-            scaling = (kind, *(rope[key] for key in wanted))
-    return theta, scaling
-
-
-def _rope_fields(config: TransformerConfig) -> dict[str, Any] | None:
-    if config.rope_scaling is None:
-        return None
-    kind, *numbers = config.rope_scaling
-    names = ("factor",) if kind == "linear" else _LLAMA3
-    return {"rope_type": kind, **dict(zip(names, numbers, strict=True))}

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from t5x_lite.errors import UserError
-from t5x_lite.interop import huggingface, runs, t5x, tokenizer_files
+from t5x_lite.interop import fusing, huggingface, runs, t5x, tokenizer_files
 from t5x_lite.interop.tensors import Tensor, whole
 from t5x_lite.interop.weight_maps import Shape
 from t5x_lite.models import Model, TransformerConfig
@@ -29,13 +29,22 @@ _MEANING = (
     "mlp_activations",
     "norm",
     "norm_epsilon",
+    "norm_placement",
+    "norm_scale_from_one",
+    "embedding_norm",
+    "token_types",
+    "encoder_heads",
     "positions",
     "scale_attention",
     "qk_norm",
     "attention_soft_cap",
     "logits_soft_cap",
     "tied_embeddings",
+    "scale_embeddings",
     "attention_window",
+    "full_attention_every",
+    "relative_bias_per_layer",
+    "num_experts",
     "use_bias",
     "num_heads",
     "head_dim",
@@ -46,6 +55,10 @@ _MEANING_IF = {  # of those that matter to some models only
     "relative_max_distance": lambda c: c.positions == "relative",
     "rope_theta": lambda c: c.positions == "rope",
     "rope_scaling": lambda c: c.positions == "rope",
+    "local_rope_theta": lambda c: c.positions == "rope",
+    "attention_scalar": lambda c: c.scale_attention,
+    "experts_per_token": lambda c: c.num_experts > 0,
+    "normalize_expert_weights": lambda c: c.num_experts > 0,
     "scale_tied_logits": lambda c: c.tied_embeddings,
 }
 
@@ -68,7 +81,14 @@ class Source(NamedTuple):
         self, shapes: Mapping[str, Shape], dtype: np.dtype | None = None
     ) -> dict[str, Tensor]:
         """The parameters of a model with these shapes by name; UserError if there are others."""
-        return self.reader(shapes, dtype)
+        fused = self.kind == "t5x_lite" and self.config.fused_projections
+        if fusing.is_fused(shapes) == fused:
+            return self.reader(shapes, dtype)
+        if fused:
+            stored = fusing.fused_shapes(shapes, self.config)
+            return fusing.unfuse_tensors(self.reader(stored, dtype), self.config)
+        stored = fusing.plain_shapes(shapes, self.config)
+        return fusing.fuse_tensors(self.reader(stored, dtype), self.config)
 
     def vocabulary(self):
         """What the weights were trained with, or None if no file says it."""
@@ -127,25 +147,57 @@ def restore_params(
 ) -> dict[str, Any]:
     """`checkpoints.restore_params`, from folders of Hugging Face and checkpoints of T5X, too.
 
-    Each device reads its own part. Raises UserError also if ``model`` has settings with which those
+    With ``include``, a folder of Hugging Face may be another model, as long as it has these
+    parameters: an encoder-decoder's encoder, or BERT without its heads. Each device reads its own
+    part. Raises UserError also if ``model`` has settings with which those
     weights would compute something else (of T5X's only the shapes can be checked).
     """
+    wanted, stored = layout.by_name(abstract), model
     if not is_foreign(path):
-        return checkpoints.restore_params(path, abstract, include)
-    source = open_source(path, None if huggingface.is_folder(Path(path).expanduser()) else model)
-    wanted = layout.by_name(abstract)
+        if runs.is_fused(path) == model.fused_projections:
+            return checkpoints.restore_params(path, abstract, include)
+        stored = dataclasses.replace(model, fused_projections=not model.fused_projections)
+    source = open_source(path, None if huggingface.is_folder(Path(path).expanduser()) else stored)
     try:
         pattern = re.compile(include or "")
     except re.error as error:
         raise UserError(f"include={include!r} isn't a regular expression: {error}.") from None
     if source.kind == "huggingface" and include is None:
         require_same_meaning(source.config, model, path)
+        require_padding(source.path)
     shapes = {name: leaf.shape for name, leaf in wanted.items()}
+    if source.kind == "huggingface" and include is not None:
+        theirs = dataclasses.replace(
+            source.config,
+            scan_layers=model.scan_layers,
+            fused_projections=model.fused_projections,
+        )
+        shapes = huggingface.shapes_of(theirs)
     tensors = source.parameters(shapes)
     chosen = {name: leaf for name, leaf in wanted.items() if pattern.search(name)}
     if not chosen:
         raise UserError(f"include={include!r} matches none of the parameters of {path}.")
+    for name, leaf in chosen.items():
+        if shapes.get(name) != leaf.shape:
+            raise UserError(
+                f"{name} is {list(leaf.shape)} here and {list(shapes.get(name, ()))} in {path}: "
+                f"make include={include!r} leave it out, or the models alike."
+            )
     return layout.nested({name: place(tensors[name], leaf) for name, leaf in chosen.items()})
+
+
+def require_padding(folder: str) -> None:
+    """UserError if the weights know id 0, which is padding here, as ordinary text.
+
+    A vocabulary here gives that text another id, of which these weights know nothing, and a model
+    puts probability on id 0: training and decoding would go on, and be wrong.
+    """
+    if (text := tokenizer_files.text_at_zero(Path(folder))) is not None:
+        raise UserError(
+            f"the tokenizer in {folder} has text ({text!r}) at id 0, which is padding here: these "
+            f"weights can be converted and read from Python, not trained or run. What isn't bound "
+            f"to ids can be taken: train.initial_params = 'layers|decoder_norm'."
+        )
 
 
 def require_same_meaning(found: TransformerConfig, wanted: TransformerConfig, path: Any) -> None:
@@ -229,8 +281,9 @@ def save_pretrained(
 ) -> None:
     """Writes a model as a new folder that `AutoModel*.from_pretrained` and `AutoTokenizer` open.
 
-    The class is T5ForConditionalGeneration, LlamaForCausalLM, Qwen3ForCausalLM or GPT2LMHeadModel,
-    by the model's settings. ``vocabulary`` None: no tokenizer files are written.
+    The class is T5ForConditionalGeneration, LlamaForCausalLM, Qwen3ForCausalLM,
+    GPT2LMHeadModel, Gemma3ForCausalLM, MixtralForCausalLM, BertForPreTraining, ..., by the model's
+    settings. ``vocabulary`` None: no tokenizer files are written.
 
     Raises:
       UserError: the folder exists, or no class of Hugging Face computes what the model does.
@@ -267,11 +320,12 @@ def convert(
     """
     dtype = np.dtype(dtype or source.dtype)
     shapes = huggingface.shapes_of(source.config)
-    tensors = source.parameters(shapes, dtype)
     if kind == "huggingface":
+        tensors = source.parameters(shapes)  # cast as they are written, layer by layer
         read = lambda name: tensors[name].all()  # noqa: E731
         huggingface.write(to, source.config, read, shapes, vocabulary=vocabulary, dtype=dtype)
         return
+    tensors = source.parameters(shapes, dtype)
     with huggingface.new_folder(to) as folder:
         runs.write(folder, tensors, source.config, {"converted_from": source.path})
         (folder / "model.gin").write_text(runs.gin_text(source.config, source.path))

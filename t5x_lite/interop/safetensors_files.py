@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.interop.tensors import Tensor
+from t5x_lite.interop.tensors import Index, Tensor, empty
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
@@ -73,23 +73,44 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        # Its header is checked against the file's size before anything is allocated.
-        file = safe_open(path, framework="numpy")
-        names = list(file.keys())
-        slices = {name: file.get_slice(name) for name in names}
+        # Checks the header against the file's size before anything is allocated.
+        with safe_open(path, framework="numpy"):
+            pass
+        with open(path, "rb") as file:
+            size = struct.unpack("<Q", file.read(8))[0]
+            header = json.loads(file.read(size))
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged or no safetensors file: {reason}.") from error
     tensors = {}
-    for name, part in slices.items():
-        code = part.get_dtype()
-        if code not in DTYPES:
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if (code := entry["dtype"]) not in DTYPES:
             raise UserError(f"{path}: {name!r} is {code}, expected one of {', '.join(DTYPES)}.")
-        shape = tuple(part.get_shape())
-        # A scalar can't be sliced.
-        read = (lambda index, n=name: file.get_tensor(n)) if not shape else part.__getitem__
-        tensors[name] = Tensor(shape, DTYPES[code], read)
+        shape, start = tuple(entry["shape"]), 8 + size + entry["data_offsets"][0]
+        tensors[name] = Tensor(shape, DTYPES[code], _reader(path, shape, DTYPES[code], start))
     return tensors
+
+
+def _reader(path: Path, shape: tuple[int, ...], dtype: np.dtype, start: int):
+    """Reads parts of the tensor that begins at the byte ``start``.
+
+    Its part of the file is mapped and let go each time: pages that stay would look like memory in
+    use, and on some systems count as it.
+    """
+    length = math.prod(shape) * dtype.itemsize
+
+    def read(index: Index) -> np.ndarray:
+        if not length:
+            return np.empty(shape, dtype)[index]
+        mapped = np.memmap(path, np.uint8, "r", start, length)
+        part = mapped.view(dtype).reshape(shape)[index]
+        out = empty(part.shape, dtype)
+        out[...] = part
+        return out
+
+    return read
 
 
 class Writer:

@@ -1,4 +1,4 @@
-"""T5 1.0, T5 1.1, LM-adapted T5, FLAN-T5, mT5, ByT5 and UL2: one table."""
+"""T5 1.0, T5 1.1, LM-adapted T5, FLAN-T5, mT5, umT5, ByT5 and UL2: one table."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ _ATTENTION = (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o"))
 
 
 class T5(Family):
-    model_types = ("t5", "mt5")
+    model_types = ("t5", "mt5", "umt5")
 
     def read(self, fields: Fields, tensors: Collection[str]) -> dict[str, Any]:
         layers = fields.number("num_layers")
@@ -31,7 +31,8 @@ class T5(Family):
         # transformers 4 scales the output if the table is tied. 5 writes scale_decoder_outputs,
         # claims all tables to be tied, and ties those that come without a head. mT5 never scales.
         scale = fields.get("scale_decoder_outputs", tie is not False)
-        if fields.get("model_type") == "mt5":
+        kind = fields.get("model_type")
+        if kind in ("mt5", "umt5"):  # as published; transformers 5 scales umT5's by mistake
             scale = False
         head = "lm_head.weight" in tensors and not (scale and tie is not False)
         if scale and head:
@@ -55,10 +56,11 @@ class T5(Family):
             norm_epsilon=fields.number("layer_norm_epsilon", 1e-6, float),
             relative_buckets=fields.number("relative_attention_num_buckets", 32),
             relative_max_distance=fields.number("relative_attention_max_distance", 128),
+            relative_bias_per_layer=kind == "umt5",
             tied_embeddings=not head,
             scale_tied_logits=bool(scale),
         )
-        fields.done(("n_positions",))
+        fields.done(("n_positions", "scalable_attention"))
         return arguments
 
     def obstacle(self, config: TransformerConfig) -> str | None:
@@ -76,6 +78,9 @@ class T5(Family):
             use_bias=False,
             num_experts=0,
             mlp_activations=tuple(MLPS.values()),
+            relative_bias_per_layer=(True, False),
+            # umT5's class would scale a tied table, or not, by its version.
+            **(dict(tied_embeddings=False) if config.relative_bias_per_layer else {}),
         )
 
     def write(self, config: TransformerConfig) -> dict[str, Any]:
@@ -83,8 +88,8 @@ class T5(Family):
         names = {activations: name for name, activations in MLPS.items()}
         name = names[c.mlp_activations]
         return {
-            "model_type": "t5",
-            "architectures": ["T5ForConditionalGeneration"],
+            "model_type": "umt5" if c.relative_bias_per_layer else "t5",
+            "architectures": [f"{'UM' * c.relative_bias_per_layer}T5ForConditionalGeneration"],
             "is_encoder_decoder": True,
             "vocab_size": c.vocab_size,
             "d_model": c.embed_dim,
@@ -113,10 +118,13 @@ class T5(Family):
                          ("encoder_decoder_attention", "EncDecAttention")]),
         ):  # fmt: skip
             theirs = f"{stack}.block"
+            ours, i = (
+                (f"{stack}/layers_{{i}}", "{i}") if config.relative_bias_per_layer else (stack, 0)
+            )
             rules.append(
                 Rule(
-                    f"{stack}/relpos_bias/rel_embedding",
-                    f"{theirs}.0.layer.0.SelfAttention.relative_attention_bias.weight",
+                    f"{ours}/relpos_bias/rel_embedding",
+                    f"{theirs}.{i}.layer.0.SelfAttention.relative_attention_bias.weight",
                     transpose=True,
                 )
             )

@@ -1,5 +1,6 @@
 """Tensors that are somewhere else: a shape, a dtype, and a way to read a part."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -17,6 +18,15 @@ class Tensor(NamedTuple):
 
     def all(self) -> np.ndarray:
         return self.read(tuple(slice(0, size) for size in self.shape))
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """As np.empty, in a place from which JAX makes a CPU array without copying."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    data = np.empty(size + 64, np.uint8)
+    start = -data.ctypes.data % 64
+    return data[start : start + size].view(dtype).reshape(shape)
 
 
 Tensors = Mapping[str, Tensor]
@@ -37,3 +47,15 @@ def cast(tensor: Tensor, dtype: np.dtype | None) -> Tensor:
     if dtype is None or tensor.dtype == dtype:
         return tensor
     return Tensor(tensor.shape, np.dtype(dtype), lambda index: tensor.read(index).astype(dtype))
+
+
+def flattened(tensor: Tensor, count: int) -> Tensor:
+    """The tensor with its last ``count`` axes as one; these are read whole."""
+    kept, joined = tensor.shape[:-count], tensor.shape[-count:]
+
+    def read(index: Index) -> np.ndarray:
+        full = tuple(slice(0, size) for size in joined)
+        found = tensor.read((*index[:-1], *full))
+        return found.reshape(*found.shape[: len(kept)], -1)[..., index[-1]]
+
+    return Tensor((*kept, math.prod(joined)), tensor.dtype, read)

@@ -16,7 +16,8 @@ from t5x_lite.models import TransformerConfig
 log = logging.getLogger(__name__)
 
 CONFIG, JSON, PIECES = "tokenizer_config.json", "tokenizer.json", "spiece.model"
-FILES = (CONFIG, JSON, PIECES, "special_tokens_map.json", "added_tokens.json")
+WORDS = "vocab.txt"  # BERT's word pieces
+FILES = (CONFIG, JSON, PIECES, WORDS, "special_tokens_map.json", "added_tokens.json")
 
 
 def check_size(ids: int, rows: int, what: str) -> None:
@@ -59,14 +60,19 @@ def read(folder: Path, rows: int) -> Vocabulary | None:
     """
     settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     vocabulary: Vocabulary | None = None
+    described = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if described.get("model_type") == "xlnet" and described.get("pad_token_id", 5) != 0:
+        log.warning("XLNet's tokenizer in %s has padding at id 5, not 0: it isn't used.", folder)
+        return None
     if str(settings.get("tokenizer_class", "")).startswith("ByT5"):
         named = settings.get("additional_special_tokens") or ()
         sentinels = sum("extra_id" in str(name) for name in named)
         vocabulary = ByteVocabulary(sentinels or int(settings.get("extra_ids", 125)))
     elif (folder / PIECES).is_file():
         vocabulary = SentencePieceVocabulary(str(folder / PIECES))
-    elif (folder / JSON).is_file():
-        vocabulary = HuggingFaceVocabulary(str(folder / JSON))
+    elif (folder / JSON).is_file() or (folder / WORDS).is_file():
+        name = JSON if (folder / JSON).is_file() else WORDS
+        vocabulary = HuggingFaceVocabulary(str(folder / name))
         if vocabulary._model.moved:
             log.warning(
                 "%s has ordinary text at id 0, which is padding here: it isn't used. Use it "
@@ -77,6 +83,18 @@ def read(folder: Path, rows: int) -> Vocabulary | None:
     if vocabulary is not None:
         check_size(vocabulary.size, rows, f"the tokenizer in {folder}")
     return vocabulary
+
+
+def text_at_zero(folder: Path) -> str | None:
+    """The ordinary text that a folder's tokenizer has at id 0, such as "!"; None if there is none,
+    or no tokenizer that can be read here."""
+    if (folder / PIECES).is_file() or not (folder / JSON).is_file():
+        return None
+    try:
+        model = HuggingFaceVocabulary(str(folder / JSON))._model
+    except UserError:
+        return None
+    return model.tokens[-1] if model.moved else None
 
 
 # ------------------------------------------------------------------------------------ the kinds
@@ -138,7 +156,8 @@ def _write_tokenizers(vocabulary: HuggingFaceVocabulary, folder: Path, starts: b
     settings = Path(vocabulary.path).expanduser().with_name(CONFIG)
     published = settings.is_file() and not model.moved
     eos, pad = model.tokens[vocabulary.eos_id], model.tokens[0] or "<pad>"
-    if not published:
+    framed = special_names(vocabulary)  # a text is put between two of them, as BERT's is
+    if not published and not (framed and spec.get("post_processor")):
         begin = template(pad, 0, True) if starts else template(eos, vocabulary.eos_id, False)
         spec["post_processor"] = begin
     _write(folder / JSON, spec)
@@ -146,7 +165,16 @@ def _write_tokenizers(vocabulary: HuggingFaceVocabulary, folder: Path, starts: b
         _write(folder / CONFIG, read_json(settings))
         return
     sentinels = [f"<extra_id_{i}>" for i in range(vocabulary.num_sentinels)]
-    _write_settings(folder, "PreTrainedTokenizerFast", (pad, eos, eos), sentinels, starts)
+    tokens = (pad, eos, framed.pop("unk_token", eos))
+    _write_settings(folder, "PreTrainedTokenizerFast", tokens, sentinels, starts, **framed)
+
+
+def special_names(vocabulary: HuggingFaceVocabulary) -> dict[str, str]:
+    """{"mask_token": "[MASK]", ...} of those that BERT has; {} unless it has them all."""
+    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names["mask_token"] = "[MASK]"
+    known = all(vocabulary.special_id(token) is not None for token in names.values())
+    return names if known else {}
 
 
 def _move_first(spec: dict[str, Any], tokens: list, path: Path) -> None:

@@ -12,38 +12,72 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.interop.tensors import Index, Tensor, Tensors, cast, described, whole
+from t5x_lite.interop.tensors import (
+    Index,
+    Tensor,
+    Tensors,
+    cast,
+    described,
+    empty,
+    flattened,
+    whole,
+)
 from t5x_lite.models import TransformerConfig
 
 Shape = tuple[int, ...]
 _LAYER = re.compile(r"\blayers_(\d+)/")
+_EXPERT = re.compile(r"\[(\d+)\]$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """``theirs`` is ``ours``, transposed if so said; several of ours lie side by side in it.
 
-    ``{i}`` in the names stands for the number of a layer.
+    ``split``: the sizes of several axes that their tensor has for the last one.
+    ``{i}`` in the names stands for the number of a layer. ``{e}`` stands for that of an expert,
+    whose part of a parameter is the parameter's name with ``[{e}]`` behind it.
     """
 
     ours: tuple[str, ...]
     theirs: str
     transpose: bool = False
+    split: Shape | None = None
 
-    def __init__(self, ours: str | tuple[str, ...], theirs: str, transpose: bool = False):
+    def __init__(
+        self,
+        ours: str | tuple[str, ...],
+        theirs: str,
+        transpose: bool = False,
+        split: Shape | None = None,
+    ):
         object.__setattr__(self, "ours", (ours,) if isinstance(ours, str) else tuple(ours))
         object.__setattr__(self, "theirs", theirs)
         object.__setattr__(self, "transpose", transpose)
+        object.__setattr__(self, "split", split)
+
+    def as_theirs(self, shape: Shape) -> Shape:
+        """The shape of their tensor, of that of ours."""
+        shape = shape[::-1] if self.transpose else shape
+        return shape if self.split is None else (*shape[:-1], *self.split)
 
     def for_layers(self, config: TransformerConfig) -> "list[Rule]":
-        """One rule for each layer of the stack that the names are in."""
-        if "{i}" not in self.theirs:
-            return [self]
+        """One rule for each layer of the stack that the names are in, and for each expert."""
         encoder = self.ours[0].startswith("encoder/")
-        count = config.num_encoder_layers if encoder else config.num_decoder_layers
-        fill = lambda name, i: name.replace("{i}", str(i))  # noqa: E731
+        layers = config.num_encoder_layers if encoder else config.num_decoder_layers
         return [
-            Rule(tuple(fill(n, i) for n in self.ours), fill(self.theirs, i), self.transpose)
+            rule
+            for in_layer in self._for_each("{i}", layers)
+            for rule in in_layer._for_each("{e}", config.num_experts)
+        ]
+
+    def _for_each(self, letter: str, count: int) -> "list[Rule]":
+        if letter not in self.theirs:
+            return [self]
+        fill = lambda name, i: name.replace(letter, str(i))  # noqa: E731
+        return [
+            dataclasses.replace(
+                self, ours=tuple(fill(n, i) for n in self.ours), theirs=fill(self.theirs, i)
+            )
             for i in range(count)
         ]
 
@@ -100,7 +134,7 @@ def as_parameters(
     unrolled = unrolled_shapes(shapes)
     for rule in spelt:
         pieces |= _pieces(rule, cast(tensors[rule.theirs], dtype), unrolled, where)
-    absent = sorted(unrolled.keys() - pieces.keys())
+    absent = sorted(unrolled.keys() - {_EXPERT.sub("", name) for name in pieces})
     assert not absent, f"no rule for {absent[:3]}"
     return {name: _joined(name, shape, pieces) for name, shape in shapes.items()}
 
@@ -120,15 +154,15 @@ def _require_complete(tensors, spelt, ignored, where) -> None:
 
 
 def _pieces(rule: Rule, tensor: Tensor, shapes: Mapping[str, Shape], where) -> dict[str, Piece]:
-    ours = [shapes[name] for name in rule.ours]
+    ours = [_shape(name, shapes) for name in rule.ours]
     width = sum(shape[-1] for shape in ours)
-    expected = (*ours[0][:-1], width)
-    expected = expected[::-1] if rule.transpose else expected
+    expected = rule.as_theirs((*ours[0][:-1], width))
     if tensor.shape != expected:
         wanted = described(tensor._replace(shape=expected))
         raise UserError(
             f"{rule.theirs} in {where} is {described(tensor)}, the configuration makes it {wanted}."
         )
+    tensor = tensor if rule.split is None else flattened(tensor, len(rule.split))
     pieces, start = {}, 0
     for name, shape in zip(rule.ours, ours, strict=True):
         pieces[name] = Piece(tensor, rule.transpose, start, shape[-1])
@@ -140,17 +174,24 @@ def _joined(name: str, shape: Shape, pieces: Mapping[str, Piece]) -> Tensor:
     if name in pieces:
         piece = pieces[name]
         return Tensor(shape, piece.tensor.dtype, piece.read)
-    parts = [pieces[_unrolled(name, i)] for i in range(shape[0])]
+    stacked = "/layers/" in name  # else of experts
+    names = [_unrolled(name, i) if stacked else f"{name}[{i}]" for i in range(shape[0])]
+    parts = [_joined(part, shape[1:], pieces) for part in names]
 
     def read(index: Index) -> np.ndarray:
-        layers, *rest = whole(shape, index)
-        size = [layers.stop - layers.start, *(part.stop - part.start for part in rest)]
-        out = np.empty(size, parts[0].tensor.dtype)
-        for row, i in enumerate(range(layers.start, layers.stop)):
+        rows, *rest = whole(shape, index)
+        size = [rows.stop - rows.start, *(part.stop - part.start for part in rest)]
+        out = empty(tuple(size), parts[0].dtype)
+        for row, i in enumerate(range(rows.start, rows.stop)):
             out[row] = parts[i].read(tuple(rest))
         return out
 
-    return Tensor(shape, parts[0].tensor.dtype, read)
+    return Tensor(shape, parts[0].dtype, read)
+
+
+def _shape(name: str, unrolled: Mapping[str, Shape]) -> Shape:
+    """Of an unrolled parameter, or of one expert's part of it."""
+    return unrolled[_EXPERT.sub("", name)][1 if _EXPERT.search(name) else 0 :]
 
 
 def _unrolled(name: str, layer: int) -> str:
@@ -177,9 +218,9 @@ def their_shapes(
     """{tensor: shape} of what the parameters become."""
     unrolled, out = unrolled_shapes(shapes), {}
     for rule in (rule for r in rules for rule in r.for_layers(config)):
-        first = unrolled[rule.ours[0]]
-        shape = (*first[:-1], sum(unrolled[name][-1] for name in rule.ours))
-        out[rule.theirs] = shape[::-1] if rule.transpose else shape
+        first = _shape(rule.ours[0], unrolled)
+        shape = (*first[:-1], sum(_shape(name, unrolled)[-1] for name in rule.ours))
+        out[rule.theirs] = rule.as_theirs(shape)
     return out
 
 
@@ -197,17 +238,20 @@ def their_tensors(
 
         def part(name: str, held=held) -> np.ndarray:
             layer = _LAYER.search(name) if stacked else None
-            stored = _LAYER.sub("layers/", name) if stacked else name
+            expert = _EXPERT.search(name)
+            stored = _EXPERT.sub("", _LAYER.sub("layers/", name) if stacked else name)
             if stored not in held:
                 if not layer:
                     held.clear()
                 held[stored] = read(stored)
-            return held[stored][int(layer[1])] if layer else held[stored]
+            places = tuple(int(found[1]) for found in (layer, expert) if found)
+            return held[stored][places]
 
         for spelt in rule.for_layers(config):
             parts = [np.asarray(part(name)) for name in spelt.ours]
             value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-            yield spelt.theirs, value.T if spelt.transpose else value
+            shape = spelt.as_theirs(value.shape)
+            yield spelt.theirs, (value.T if spelt.transpose else value).reshape(shape)
 
 
 def listed(items: Sequence[str], limit: int = 4) -> str:

@@ -8,11 +8,27 @@ from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.models.functional.attention import IMPLEMENTATIONS
 from t5x_lite.models.functional.mlp import ACTIVATIONS
 
-ARCHITECTURES = ("encoder_decoder", "decoder_only")
+ARCHITECTURES = ("encoder_decoder", "decoder_only", "encoder_only")
+ENCODER_HEADS = ("masked_lm", "lm", "pooler", "next_sentence")
+# What the layers of xlnet.py are, whatever the other defaults.
+TRANSFORMER_XL = {
+    "norm_placement": "post",
+    "norm": "layer",
+    "use_bias": "mlp",
+    "num_kv_heads": None,
+    "qk_norm": False,
+    "attention_soft_cap": None,
+    "attention_window": None,
+    "num_experts": 0,
+    "embedding_norm": False,
+    "token_types": 0,
+    "fused_projections": False,
+}
 CHOICES = {
     "architecture": ARCHITECTURES,
-    "positions": ("relative", "rope", "learned", "none"),
+    "positions": ("relative", "rope", "learned", "none", "transformer_xl"),
     "norm": ("rms", "layer"),
+    "norm_placement": ("pre", "post", "both"),
     "dtype": ("auto", "float32", "bfloat16"),
     "remat": (
         "none",
@@ -48,24 +64,33 @@ class TransformerConfig:
     mlp_activations: tuple[str, ...] = ("gelu", "linear")  # two or more: gated
     norm: str = "rms"
     norm_epsilon: float = 1e-6
-    positions: str = "relative"
+    norm_scale_from_one: bool = False  # norms multiply by 1 + what they learn (Gemma)
+    norm_placement: str = "pre"  # "post": after each residual sum, and none at the end (BERT);
+    # "both": before and after each sublayer (Gemma 2)
+    positions: str = "relative"  # "transformer_xl": the two-stream model of xlnet.py
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    relative_bias_per_layer: bool = False  # a table for each layer, not for each stack (umT5)
     rope_theta: float = 10_000.0
     rope_scaling: tuple | None = None  # such as ("linear", 4.0); see functional/positions.py
+    local_rope_theta: float | None = None  # of layers with a window, unscaled (Gemma 3)
     max_positions: int = 2048  # rows of the table of positions="learned"; others need none
     scale_attention: bool = False  # logits / sqrt(head_dim); T5 divides its initialiser instead
+    attention_scalar: float | None = None  # whose root it is, rather than head_dim's (Gemma)
     qk_norm: bool = False  # RMS norm of queries and keys, per head
     attention_soft_cap: float | None = None
     logits_soft_cap: float | None = None
     tied_embeddings: bool = False
     scale_tied_logits: bool = True  # T5 1.0: logits / sqrt(embed_dim) when tied
+    scale_embeddings: bool = False  # times sqrt(embed_dim), in the activations' dtype (Gemma)
     attention_window: int | None = None  # a decoder's tokens see so many, themselves included
-    use_bias: bool | str = False  # on projections; "qkv": on queries, keys and values only
+    full_attention_every: int | None = None  # every so-manieth layer has no window (Gemma 3: 6)
+    use_bias: bool | str = False  # on projections; or only on those of "qkv" or the "mlp"
     dropout_rate: float = 0.0
     init_std: float | None = None  # None: T5's initialisers; a number: GPT-2's normal(std)
     dtype: str = "auto"  # of activations; auto: bfloat16 on TPU and GPU, float32 on CPU
     attention: str = "auto"  # how it is computed; see functional/attention.py, `choose`
+    fused_projections: bool = False  # queries, keys and values in one product, and gate and up
     scan_layers: bool = True  # one compiled layer, parameters stacked [layers, ...]
     num_experts: int = 0  # 0: all tokens share one MLP; see models/moe.py
     experts_per_token: int = 2
@@ -75,25 +100,35 @@ class TransformerConfig:
     router_z_loss: float = 0.001
     moe_every: int = 1  # experts in every so-manieth layer (2: in the second, fourth, ...)
     remat: str = "none"  # what is recomputed in the backward pass; see transformer.py
+    embedding_norm: bool = False  # a norm of the embeddings' sum (BERT)
+    token_types: int = 0  # rows of an encoder's table of token types; 0: it has none
+    encoder_heads: tuple[str, ...] = ()  # what an encoder_only model ends with; see heads.py
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        object.__setattr__(self, "encoder_heads", tuple(self.encoder_heads))
         if self.rope_scaling is not None:
             object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
             self._check_rope_scaling(*self.rope_scaling)
-        if self.use_bias not in (True, False, "qkv"):
-            raise UserError(f"use_bias = {self.use_bias!r}: expected True, False or 'qkv'.")
+        if self.use_bias not in (True, False, "qkv", "mlp"):
+            raise UserError(f"use_bias = {self.use_bias!r}: expected True, False, 'qkv' or 'mlp'.")
         if self.attention_window is not None and self.attention_window < 1:
             raise UserError(f"attention_window = {self.attention_window}: expected 1 or more.")
+        self._check_alternation()
         for field, choices in CHOICES.items():
             self._check_choice(field, getattr(self, field), choices)
         for activation in self.mlp_activations:
             self._check_choice("mlp_activations", activation, tuple(ACTIVATIONS))
         sizes = ("vocab_size", "embed_dim", "num_heads", "head_dim", "mlp_dim")
-        for field in (*sizes, "num_decoder_layers"):
+        if self.architecture == "encoder_only":
+            self._check_encoder()
+        else:
+            sizes += ("num_decoder_layers",)
+            self._check_no_encoder_settings()
+        for field in sizes:
             if getattr(self, field) < 1:
                 raise UserError(f"{field} = {getattr(self, field)}: it must be at least 1.")
-        if (self.architecture == "encoder_decoder") != (self.num_encoder_layers > 0):
+        if (self.architecture != "decoder_only") != (self.num_encoder_layers > 0):
             raise UserError(
                 f"architecture {self.architecture!r} with num_encoder_layers = "
                 f"{self.num_encoder_layers}: encoder_decoder needs some, decoder_only none."
@@ -116,6 +151,64 @@ class TransformerConfig:
             raise UserError(
                 f"rope_scaling = {self.rope_scaling!r}: expected ('linear', factor) or ('llama3', "
                 f"factor, low, high, length)."
+            )
+
+    def _check_alternation(self) -> None:
+        every, local = self.full_attention_every, self.local_rope_theta
+        if every is not None and (every < 1 or self.attention_window is None):
+            raise UserError(
+                f"full_attention_every = {every} with attention_window = {self.attention_window}: "
+                f"expected 1 or more, and a window for the other layers."
+            )
+        if local is not None and (local <= 0 or every is None or self.positions != "rope"):
+            raise UserError(
+                f"local_rope_theta = {local}: it must be above 0, and is for positions = 'rope' "
+                f"with full_attention_every."
+            )
+        if self.relative_bias_per_layer and self.positions != "relative":
+            raise UserError(
+                f"relative_bias_per_layer with positions = {self.positions!r}: expected 'relative'."
+            )
+        if self.attention_scalar is not None and not self.attention_scalar > 0:
+            raise UserError(f"attention_scalar = {self.attention_scalar}: it must be above 0.")
+
+    def has_window(self, layer: int) -> bool:
+        """Whether the decoder's layer (from 0) sees `attention_window` tokens only."""
+        every = self.full_attention_every
+        return self.attention_window is not None and (every is None or (layer + 1) % every > 0)
+
+    def _check_encoder(self) -> None:
+        if self.num_decoder_layers:
+            raise UserError(
+                f"architecture 'encoder_only' with num_decoder_layers = "
+                f"{self.num_decoder_layers}: set it to 0."
+            )
+        for head in self.encoder_heads:
+            self._check_choice("encoder_heads", head, ENCODER_HEADS)
+        heads = set(self.encoder_heads)
+        if {"masked_lm", "lm"} <= heads or ("next_sentence" in heads and "pooler" not in heads):
+            raise UserError(
+                f"encoder_heads = {self.encoder_heads!r}: expected one of 'masked_lm' and 'lm', "
+                f"and 'pooler' where there is 'next_sentence'."
+            )
+        if heads & {"masked_lm", "lm"} and not self.tied_embeddings:
+            raise UserError(
+                f"encoder_heads = {self.encoder_heads!r} with tied_embeddings = False: an "
+                f"encoder's output layer is its embedding; set tied_embeddings = True."
+            )
+        if self.positions == "transformer_xl":
+            for field, wanted in TRANSFORMER_XL.items():
+                if getattr(self, field) != wanted:
+                    raise UserError(
+                        f"{field} = {getattr(self, field)!r} with positions = 'transformer_xl': "
+                        f"XLNet's layers have {wanted!r}."
+                    )
+
+    def _check_no_encoder_settings(self) -> None:
+        if self.positions == "transformer_xl" or self.encoder_heads or self.token_types:
+            raise UserError(
+                f"positions = 'transformer_xl', encoder_heads and token_types are for the "
+                f"architecture 'encoder_only', found {self.architecture!r}."
             )
 
     def _check_experts(self) -> None:

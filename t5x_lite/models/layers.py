@@ -16,9 +16,10 @@ from jax.nn.initializers import Initializer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.functional import attention as attn
 from t5x_lite.models.functional.context import over_context, stretches
+from t5x_lite.models.functional.fusing import joined_init, split_heads, stacked_init
 from t5x_lite.models.functional.mlp import gated
 from t5x_lite.models.functional.norms import layer_norm, rms_norm
-from t5x_lite.models.functional.positions import RelativePositions, rotary
+from t5x_lite.models.functional.positions import RelativePositions, rotary_frequencies, rotate
 from t5x_lite.parallel.gather import with_gathered
 from t5x_lite.parallel.platform import one_device, platform
 from t5x_lite.parallel.rules import constrain
@@ -33,34 +34,38 @@ def kernel_init(config: TransformerConfig, distribution: str, divisor: float = 1
     return nn.initializers.variance_scaling(1.0 / divisor**2, "fan_in", distribution)
 
 
+WEIGHTS = "attention_weights"  # the collection that they go to, if it is wanted
 TOKENS = ("activation_batch", "activation_length", None)  # the axes of [B, T, features]
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., in] @ kernel [in, out]."""
+    """x [..., in] @ kernel [in, *out]."""
     if not one_device():
-        return x @ kernel
+        return jnp.tensordot(x, kernel, 1) if kernel.ndim > 2 else x @ kernel
     # Two matrices: of any other product's gradient, XLA's CPU backend transposes copies first.
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+    y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(x.shape[-1], -1)
+    return y.reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
 class Dense(nn.Module):
-    """x [..., in] @ kernel [in, out] (+ bias), computed in x's dtype."""
+    """x [..., in] @ kernel [in, *features] (+ bias), computed in x's dtype."""
 
-    features: int
-    axes: tuple[str, str]
+    features: int | tuple[int, ...]
+    axes: tuple[str, ...]
     init: Initializer
     use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(self.init, self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        out = (self.features,) if isinstance(self.features, int) else self.features
+        kernel = self.param("kernel", init, (x.shape[-1], *out), jnp.float32)
         kernel = kernel.astype(x.dtype)
-        y = with_gathered(product, [x], [TOKENS], [kernel], [self.axes], TOKENS)
+        names = (*TOKENS[:2], *(None,) * len(out))
+        y = with_gathered(product, [x], [TOKENS], [kernel], [self.axes], names)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-            y += self.param("bias", zeros, (self.features,), jnp.float32).astype(x.dtype)
+            y += self.param("bias", zeros, out, jnp.float32).astype(x.dtype)
         return y
 
 
@@ -71,16 +76,22 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale = self.param("scale", ones, x.shape[-1:], jnp.float32)
+        from_one = self.config.norm_scale_from_one
+        start = nn.initializers.zeros if from_one else nn.initializers.ones
+        start = nn.with_logical_partitioning(start, ("norm",))
+        scale = self.param("scale", start, x.shape[-1:], jnp.float32)
+        dtype = x.dtype
+        if from_one:  # and, as in Gemma, multiplied before the result is rounded
+            x, scale = x.astype(jnp.float32), 1.0 + scale
         # Checkpointed: x is kept for the backward pass anyway, what is computed of it is cheap.
         if self.config.norm == "rms":
-            return jax.checkpoint(rms_norm, static_argnums=2)(x, scale, self.config.norm_epsilon)
+            y = jax.checkpoint(rms_norm, static_argnums=2)(x, scale, self.config.norm_epsilon)
+            return y.astype(dtype)
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
         bias = self.param("bias", zeros, x.shape[-1:], jnp.float32)
         return jax.checkpoint(layer_norm, static_argnums=3)(
             x, scale, bias, self.config.norm_epsilon
-        )
+        ).astype(dtype)
 
 
 class Embed(nn.Module):
@@ -175,66 +186,96 @@ class Attention(nn.Module):
         mask: attn.Mask | jax.Array | None,
         bias: attn.Bias = None,
         positions: jax.Array | None = None,
+        local: jax.Array | bool | None = False,
         cache: Cache | None = None,
         index: jax.Array | None = None,
         train: bool = False,
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the output [B, T, D] and the cache with the new keys and values.
 
-        ``cache`` holds "key" and "value" [B, S, K, H]. With ``index`` (self-attention) the keys
+        ``cache`` holds "key" and "value" [B, K, S, H]. With ``index`` (self-attention) the keys
         and values of x are written at it; without (cross-attention) the cache is complete, and
         may have fewer rows than x: then rows of x that follow each other share one.
-        ``positions`` [B, T] are for rotary embeddings.
+        ``positions`` [B, T] are for rotary embeddings; ``local``: of a layer with a window, where
+        that makes a difference to them.
         """
         c = self.config
+        if cache is not None and index is None:
+            [q] = self._project(x, "query")
+            k, v = cache["key"], cache["value"]
+            # Rows that share keys are as good as more queries of one row.
+            q = q.reshape(k.shape[0], -1, *q.shape[2:])
+        elif memory is None:
+            q, k, v = self._project(x, "query", "key", "value")
+        else:
+            [q], (k, v) = self._project(x, "query"), self._project(memory, "key", "value")
+        if c.positions == "rope" and positions is not None:
+            frequencies = rotary_frequencies(c.head_dim // 2, c.rope_theta, c.rope_scaling)
+            if c.local_rope_theta is not None:
+                locally = rotary_frequencies(c.head_dim // 2, c.local_rope_theta)
+                frequencies = jnp.where(local, locally, frequencies)
+            q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
+        if cache is not None and index is not None:
+            start = (0, 0, index, 0)
+            for name, new in (("key", k), ("value", v)):
+                new = new.swapaxes(1, 2).astype(cache[name].dtype)
+                cache = cache | {name: jax.lax.dynamic_update_slice(cache[name], new, start)}
+            k, v = cache["key"], cache["value"]
 
-        def project(name: str, source: jax.Array, heads: int, divisor: float = 1.0) -> jax.Array:
-            init = kernel_init(c, "normal", divisor)
-            bias = bool(c.use_bias)  # True or "qkv"
-            dense = Dense(heads * c.head_dim, ("embed", "joined_kv"), init, bias, name=name)
-            y = checkpoint_name(dense(source), name)
-            y = y.reshape(*source.shape[:-1], heads, c.head_dim)
+        y = self._attend(q, k, v, mask, bias, cache is not None, train)
+        y = y.reshape(*x.shape[:-1], c.num_heads * c.head_dim)
+        bias = c.use_bias is True
+        out = Dense(x.shape[-1], ("joined_kv", "embed"), kernel_init(c, "normal"), bias, name="out")
+        return checkpoint_name(out(y), "out"), cache
+
+    def _project(self, x: jax.Array, *names: str) -> list[jax.Array]:
+        """The queries, keys or values of x [B, T, D], each [B, T, heads, H]."""
+        c = self.config
+        # T5 has no 1/sqrt(H) on the logits: the query's initialiser carries it.
+        divisor = 1.0 if c.scale_attention else math.sqrt(c.head_dim)
+        bias, axes = c.use_bias in (True, "qkv"), ("embed", "joined_kv")
+        inits = [kernel_init(c, "normal", divisor if n == "query" else 1.0) for n in names]
+        widths = [c.head_dim * (c.num_heads if n == "query" else c.kv_heads) for n in names]
+        if c.fused_projections and len(names) > 1:
+            init, name = joined_init(inits, c.kv_heads, widths), "qkv"[-len(names) :]
+            joined = Dense(sum(widths), axes, init, bias, name=name)(x)
+            found = split_heads(joined, c.kv_heads, widths)
+        else:
+            each = zip(names, widths, inits, strict=True)
+            found = [Dense(width, axes, init, bias, name=n)(x) for n, width, init in each]
+
+        def heads(name: str, y: jax.Array) -> jax.Array:
+            y = checkpoint_name(y, name).reshape(*x.shape[:-1], -1, c.head_dim)
             y = Norm(c, name=f"{name}_norm")(y) if c.qk_norm and name != "value" else y
             return constrain(
                 y, "activation_batch", "activation_length", "activation_heads", "activation_kv"
             )
 
-        # T5 has no 1/sqrt(H) on the logits: the query's initialiser carries it.
-        divisor = 1.0 if c.scale_attention else math.sqrt(c.head_dim)
-        q = project("query", x, c.num_heads, divisor)
-        if cache is not None and index is None:
-            k, v = cache["key"], cache["value"]
-            # Rows that share keys are as good as more queries of one row.
-            q = q.reshape(k.shape[0], -1, *q.shape[2:])
-        else:
-            source = x if memory is None else memory
-            k = project("key", source, c.kv_heads)
-            v = project("value", source, c.kv_heads)
-        if c.positions == "rope" and positions is not None:
-            turn = functools.partial(rotary, theta=c.rope_theta, scaling=c.rope_scaling)
-            q, k = turn(q, positions), turn(k, positions)
-        if cache is not None and index is not None:
-            start = (0, index, 0, 0)
-            k = jax.lax.dynamic_update_slice(cache["key"], k.astype(cache["key"].dtype), start)
-            v = jax.lax.dynamic_update_slice(cache["value"], v.astype(cache["value"].dtype), start)
-            cache = {"key": k, "value": v}
+        return [heads(name, y) for name, y in zip(names, found, strict=True)]
 
-        described = isinstance(mask, attn.Mask)
+    def _attend(self, q, k, v, mask, bias, cached: bool, train: bool) -> jax.Array:
+        """The best form of attention here, [B, T, N, H]; ``cached``: k, v are [B, K, S, H]."""
+        c = self.config
+        keys, described = k.shape[2 if cached else 1], isinstance(mask, attn.Mask)
+        scale = 1 / math.sqrt(c.attention_scalar or c.head_dim) if c.scale_attention else 1.0
+        name = implementation(c, mask, bias, q, keys) if described else "xla"
+        if cached and name == "xla" and stretches() == 1:
+            return attn.cached_attention(q, k, v, mask, bias, scale, c.attention_soft_cap)
+        if cached:
+            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        if self.is_mutable_collection(WEIGHTS):  # somebody wants to look at them
+            weights = attn.softmax_weights(q, k, mask, bias, scale, c.attention_soft_cap)
+            self.sow(WEIGHTS, "weights", weights)
         attend = functools.partial(
             attn.dot_product_attention,
-            scale=1 / math.sqrt(c.head_dim) if c.scale_attention else 1.0,
+            scale=scale,
             logits_soft_cap=c.attention_soft_cap,
-            implementation=implementation(c, mask, bias, q, k.shape[1]) if described else "xla",
+            implementation=name,
         )
-        keep_weights = self._keep_weights(x.shape[0], k.shape[1], train)
+        keep_weights = self._keep_weights(q.shape[0], keys, train)
         if described:
-            y = over_context(attend, q, k, v, mask, bias, keep_weights)
-        else:
-            y = attend(q, k, v, mask=mask, bias=bias, keep_weights=keep_weights)
-        y = checkpoint_name(y.reshape(*x.shape[:-1], c.num_heads * c.head_dim), "attention_output")
-        bias = c.use_bias is True
-        out = Dense(x.shape[-1], ("joined_kv", "embed"), kernel_init(c, "normal"), bias, name="out")
-        return checkpoint_name(out(y), "out"), cache
+            return over_context(attend, q, k, v, mask, bias, keep_weights)
+        return attend(q, k, v, mask=mask, bias=bias, keep_weights=keep_weights)
 
     def _keep_weights(self, batch: int, keys: int, train: bool) -> jax.Array | None:
         """Dropout on attention weights, one draw for all queries of a row, as in T5X."""
@@ -253,19 +294,17 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         c = self.config
-        init, bias = kernel_init(c, "truncated_normal"), c.use_bias is True
-        names = (
-            [f"wi_{i}" for i in range(len(c.mlp_activations))] if c.mlp_activations[1:] else ["wi"]
-        )
-        hidden = [
-            constrain(
-                checkpoint_name(Dense(c.mlp_dim, ("embed", "mlp"), init, bias, name=name)(x), "wi"),
-                "activation_batch",
-                "activation_length",
-                "activation_mlp",
-            )
-            for name in names
-        ]
+        init, bias = kernel_init(c, "truncated_normal"), c.use_bias in (True, "mlp")
+        count = len(c.mlp_activations)
+        if c.fused_projections and count > 1:
+            axes = ("embed", "gates", "mlp")
+            joined = Dense((count, c.mlp_dim), axes, stacked_init(init), bias, name="wi_fused")(x)
+            hidden = [joined[..., i, :] for i in range(count)]
+        else:
+            names = [f"wi_{i}" for i in range(count)] if count > 1 else ["wi"]
+            hidden = [Dense(c.mlp_dim, ("embed", "mlp"), init, bias, name=n)(x) for n in names]
+        names = ("activation_batch", "activation_length", "activation_mlp")
+        hidden = [constrain(checkpoint_name(h, "wi"), *names) for h in hidden]
         # Checkpointed: the projections are kept for the backward pass, their activations are not.
         y = jax.checkpoint(gated, static_argnums=1)(hidden, c.mlp_activations)
         y = dropout(c, train)(y)

@@ -9,10 +9,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t5x_lite.errors import UserError
 from t5x_lite.models import moe
-from t5x_lite.models.architectures import Transformer
+from t5x_lite.models.architectures import EncoderOnly, Transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.functional.attention import Mask, decoder_mask, segment_mask
+from t5x_lite.models.functional.attention import Mask, decoder_mask, segment_mask, soft_cap
+from t5x_lite.models.functional.fusing import split_heads
+from t5x_lite.models.heads import Outputs
+from t5x_lite.models.layers import WEIGHTS, Norm
+from t5x_lite.models.transformer import unstack_layers
+from t5x_lite.models.xlnet import XLNet
+from t5x_lite.parallel.platform import platform
+from t5x_lite.parallel.rules import constrain
 
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -21,13 +29,14 @@ Cache = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """The output layer: logits = soft_cap(hidden @ kernel / scale)."""
+    """The output layer: logits = soft_cap(hidden @ kernel / scale + bias)."""
 
     kernel: jax.Array  # [D, V], or the embedding's table [V, D]
     vocab_axis: int
     names: tuple[str, str]  # its logical axes
     scale: float
     soft_cap: float | None
+    bias: jax.Array | None = None  # [V]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +57,22 @@ class Model:
         return jnp.dtype(self.config.dtype)
 
     @property
-    def _module(self) -> Transformer:
-        return Transformer(self.config, self.dtype)
+    def _module(self) -> Transformer | EncoderOnly | XLNet:
+        kind = Transformer
+        if self.encoder_only:
+            kind = XLNet if self.config.positions == "transformer_xl" else EncoderOnly
+        return kind(self.config, self.dtype)
+
+    @property
+    def encoder_only(self) -> bool:
+        return self.config.architecture == "encoder_only"
 
     # -- parameters ---------------------------------------------------------------------------
 
     def _boxed_init(self, rng: jax.Array) -> Params:
         ids = jnp.ones((1, 2), jnp.int32)
+        if self.encoder_only:
+            return self._module.init(rng, {"encoder_input_tokens": ids}, method=_encoded)["params"]
         batch = {"decoder_input_tokens": ids, "decoder_target_tokens": ids}
         if self.config.has_encoder:
             batch["encoder_input_tokens"] = ids
@@ -85,14 +103,32 @@ class Model:
         experts, the auxiliary values are those of `moe.auxiliary`; "loss" is to be added, once per
         target token.
         """
-        return self._run(params, batch, rng, train, "logits")
+        if self.encoder_only:
+            found, aux = self.encoded(params, batch, rng=rng, train=train)
+            head = self.head(params)
+            table = head.kernel.astype(found["hidden"].dtype)
+            exact = {"preferred_element_type": jnp.float32}
+            logits = jnp.einsum("BSD,VD->BSV", found["hidden"], table, **exact) / head.scale
+            logits = soft_cap(logits if head.bias is None else logits + head.bias, head.soft_cap)
+            names = ("activation_batch", "activation_length", "activation_vocab")
+            return constrain(logits, *names), aux
+        return self._run(params, batch, rng, train, output="logits")
 
-    def _run(self, params, batch, rng, train, output):
+    def encoded(
+        self, params: Params, batch: Batch, *, rng: jax.Array | None = None, train: bool = False
+    ) -> tuple[Outputs, dict[str, jax.Array]]:
+        """What an encoder_only model ends with, see `heads.Heads`; and auxiliary values.
+
+        Reads ``encoder_input_tokens``, _segment_ids, _positions, _types and, XLNet, _order.
+        """
+        return self._run(params, batch, rng, train)
+
+    def _run(self, params, batch, rng, train, **more):
         options = {
             "train": train,
-            "output": output,
             "rngs": {"dropout": rng} if train and rng is not None else None,
-            "method": _logits,
+            "method": _encoded if self.encoder_only else _logits,
+            **more,
         }
         variables, module = {"params": params}, self._module
         if not self.config.num_experts:
@@ -104,21 +140,73 @@ class Model:
         self, params: Params, batch: Batch, *, rng: jax.Array | None = None, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """As `apply`, but what the output layer is applied to, [B, T, D]; see `head`."""
-        return self._run(params, batch, rng, train, "hidden")
+        if self.encoder_only:
+            found, aux = self.encoded(params, batch, rng=rng, train=train)
+            return found["hidden"], aux
+        return self._run(params, batch, rng, train, output="hidden")
 
     def head(self, params: Params) -> Head:
-        """The output layer, to be applied to `hidden`."""
+        """The output layer, to be applied to `hidden`; UserError for an encoder without one."""
         c = self.config
+        if self.encoder_only and not {"masked_lm", "lm"} & set(c.encoder_heads):
+            raise UserError(f"encoder_heads = {c.encoder_heads!r} has no output layer.")
         if c.tied_embeddings:
             table = params["token_embedder"]["embedding"]
             scale = math.sqrt(c.embed_dim) if c.scale_tied_logits else 1.0
-            return Head(table, 0, ("vocab", "embed"), scale, c.logits_soft_cap)
+            bias = params.get("heads", {}).get("output", {}).get("bias")
+            return Head(table, 0, ("vocab", "embed"), scale, c.logits_soft_cap, bias)
         kernel = params["decoder"]["logits_dense"]["kernel"]
         return Head(kernel, 1, ("embed", "vocab"), 1.0, c.logits_soft_cap)
 
+    def attention(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+        """What each query attends to, float32 [L, B, N, queries, keys], of a batch as for `apply`.
+
+        {"encoder": [.., S, S], "decoder": [.., T, T], "cross": [.., T, S]}: those that there are.
+        """
+        method = _encoded if self.encoder_only else _logits
+        wanted = [WEIGHTS, moe.AUX]
+        _, found = self._module.apply({"params": params}, batch, method=method, mutable=wanted)
+        kinds: dict[str, dict[int, jax.Array]] = {}
+        for path, weights in jax.tree_util.tree_leaves_with_path(found.get(WEIGHTS, {})):
+            side, layers, name = (getattr(step, "key", "") for step in path[:3])
+            kind = "cross" if name == "encoder_decoder_attention" else side
+            layer = int(layers.partition("_")[2] or 0)
+            kinds.setdefault(kind, {})[layer] = weights
+        return {
+            kind: of[0] if of[0].ndim == 5 else jnp.stack([of[i] for i in sorted(of)])
+            for kind, of in kinds.items()
+        }
+
     def encode(self, params: Params, batch: Batch) -> jax.Array:
         """The encoder's output, [B, S, D], without dropout."""
+        if self.encoder_only:
+            return self.encoded(params, batch)[0]["encoded"]
         return self._module.apply({"params": params}, batch, method=_encode)
+
+    def embed(
+        self,
+        params: Params,
+        batch: Batch,
+        *,
+        pooling: str = "mean",
+        rng: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Texts as vectors of length 1, float32 [B, D], by an encoder_only model.
+
+        Args:
+          batch: as of `encoded`, a text to a row.
+          pooling: "mean" of a row's tokens, its first ("cls"), or BERT's "pooler" on that.
+        """
+        found, _ = self.encoded(params, batch, rng=rng, train=train)
+        x = found["encoded"].astype(jnp.float32)
+        if pooling == "mean":
+            real = _segments(batch, "encoder", "encoder_input_tokens")[..., None] > 0
+            x = jnp.sum(x * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
+        else:
+            x = found["pooled"].astype(jnp.float32) if pooling == "pooler" else x[:, 0]
+        length = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+        return x / length
 
     # -- decoding -----------------------------------------------------------------------------
 
@@ -130,13 +218,14 @@ class Model:
         """
         c = self.config
         batch_size = next(iter(batch.values())).shape[0]
-        shape = (c.num_decoder_layers, batch_size, max_length, c.kv_heads, c.head_dim)
-        zeros = jnp.zeros(shape, self.dtype)
+        shape, layers = (batch_size, c.kv_heads, max_length, c.head_dim), c.num_decoder_layers
+        zeros = jnp.zeros((layers, *shape) if c.scan_layers else shape, self.dtype)
+        layer = {"key": zeros, "value": zeros}
         cache: Cache = {
             "index": jnp.int32(0),
             "valid": jnp.zeros((batch_size, max_length), bool),
             "prefix": jnp.zeros((batch_size, max_length), bool),
-            "layers": {"self": {"key": zeros, "value": zeros}, "cross": None},
+            "layers": {"self": layer if c.scan_layers else (layer,) * layers, "cross": None},
             "encoder_segments": None,
         }
         if c.has_encoder:
@@ -199,6 +288,31 @@ class Model:
         layers = {"self": layers, "cross": cache["layers"]["cross"]}
         return logits, cache | {"index": index + T, "layers": layers}
 
+    def for_steps(self, params: Params, cache: Cache) -> "tuple[Model, Params, Cache]":
+        """This model, parameters and a cache in the form in which single steps are fast.
+
+        On a CPU a scan copies every layer's weights and cache out of the stack and back, at each
+        step; so there, at the price of one copy of the decoder, layers are unrolled.
+        """
+        if not self.config.scan_layers or platform() != "cpu":
+            return self, params, cache
+        model = Model(dataclasses.replace(self.config, scan_layers=False))
+        params = params | {"decoder": unstack_layers(params["decoder"])}
+        each = range(self.config.num_decoder_layers)
+        layers = {
+            name: part and tuple(jax.tree.map(lambda a, i=i: a[i], part) for i in each)
+            for name, part in cache["layers"].items()
+        }
+        return model, params, cache | {"layers": layers}
+
+    @staticmethod
+    def rewind(cache: Cache, count: jax.Array | int) -> Cache:
+        """The cache without its last ``count`` tokens.
+
+        What they left there is seen by no query before them, and written over by what comes next.
+        """
+        return cache | {"index": cache["index"] - count}
+
     @staticmethod
     def map_cache(fn: Callable[[jax.Array, int], jax.Array], cache: Cache) -> Cache:
         """Applies ``fn(array, batch_axis)`` to every array that holds decoded rows.
@@ -208,7 +322,7 @@ class Model:
         """
         layers = cache["layers"]
         return cache | {
-            "layers": layers | {"self": jax.tree.map(lambda a: fn(a, 1), layers["self"])},
+            "layers": layers | {"self": jax.tree.map(lambda a: fn(a, a.ndim - 4), layers["self"])},
             "valid": fn(cache["valid"], 0),
             "prefix": fn(cache["prefix"], 0),
         }
@@ -225,6 +339,17 @@ def _positions(batch: Batch, side: str, tokens: str) -> jax.Array:
     if f"{side}_positions" in batch:
         return batch[f"{side}_positions"]
     return jnp.arange(batch[tokens].shape[1])[None]
+
+
+def _encoded(module: EncoderOnly | XLNet, batch: Batch, train: bool = False) -> Outputs:
+    return module(
+        batch["encoder_input_tokens"],
+        _segments(batch, "encoder", "encoder_input_tokens"),
+        _positions(batch, "encoder", "encoder_input_tokens"),
+        batch.get("encoder_types"),
+        batch.get("encoder_order"),
+        train,
+    )
 
 
 def _encode(module: Transformer, batch: Batch, train: bool = False) -> jax.Array:
@@ -257,20 +382,30 @@ def _logits(
     return logits
 
 
-def _cross_cache(config: TransformerConfig, decoder: Params, encoded: jax.Array) -> Cache:
-    """Every layer's keys and values [L, B, S, K, H] of the encoder's output [B, S, D]."""
+def _cross_cache(config: TransformerConfig, decoder: Params, encoded: jax.Array) -> Any:
+    """Every layer's keys and values [B, K, S, H] of the encoder's output [B, S, D]."""
+
+    def project(dense: Params) -> jax.Array:
+        y = encoded @ dense["kernel"].astype(encoded.dtype)
+        return y + dense["bias"].astype(y.dtype) if "bias" in dense else y
+
+    def heads(layer: Params, name: str, y: jax.Array) -> jax.Array:
+        y = y.reshape(*y.shape[:-1], config.kv_heads, config.head_dim)
+        if f"{name}_norm" in layer:
+            y = Norm(config).apply({"params": layer[f"{name}_norm"]}, y)
+        return y.swapaxes(1, 2)
+
+    def cache(layer: Params) -> Cache:
+        if config.fused_projections:
+            widths = [config.kv_heads * config.head_dim] * 2
+            found = split_heads(project(layer["kv"]), config.kv_heads, widths)
+        else:
+            found = [project(layer[name]) for name in ("key", "value")]
+        both = zip(("key", "value"), found, strict=True)
+        return {name: heads(layer, name, y) for name, y in both}
+
+    attention = "encoder_decoder_attention"
     if config.scan_layers:
-        layers = decoder["layers"]["encoder_decoder_attention"]
-    else:
-        names = [f"layers_{i}" for i in range(config.num_decoder_layers)]
-        each = [decoder[name]["encoder_decoder_attention"] for name in names]
-        layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-
-    def project(name: str) -> jax.Array:
-        kernel = layers[name]["kernel"].astype(encoded.dtype)
-        y = jnp.einsum("BSD,LDE->LBSE", encoded, kernel)
-        if "bias" in layers[name]:
-            y += layers[name]["bias"].astype(y.dtype)[:, None, None]
-        return y.reshape(*y.shape[:-1], config.kv_heads, config.head_dim)
-
-    return {"key": project("key"), "value": project("value")}
+        return jax.lax.map(cache, decoder["layers"][attention])
+    layers = (decoder[f"layers_{i}"] for i in range(config.num_decoder_layers))
+    return tuple(cache(layer[attention]) for layer in layers)

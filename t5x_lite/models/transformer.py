@@ -10,6 +10,7 @@ from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.functional import attention as attn
 from t5x_lite.models.functional.context import stretches
 from t5x_lite.models.layers import (
+    WEIGHTS,
     Attention,
     Embed,
     LogitsDense,
@@ -47,54 +48,58 @@ REMAT_POLICIES = {
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm self-attention and MLP. ``shared`` holds what every layer of the stack reads."""
+    """Self-attention and MLP. ``shared`` holds what every layer of the stack reads."""
 
     config: TransformerConfig
     train: bool
     experts: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache: None, shared: dict[str, Any]):
+    def __call__(self, x: jax.Array, cache: None, shared: dict[str, Any], local: Any = None):
         c, train = self.config, self.train
-        y = Norm(c, name="pre_attention_layer_norm")(x)
+        y = norm_before(c, "attention", x)
         y, _ = Attention(c, name="attention")(
             y,
             None,
             mask=shared["mask"],
-            bias=shared["bias"],
+            bias=bias_of(c, True, shared),
             positions=shared["positions"],
             train=train,
         )
-        x = residual(x, dropout(c, train)(y))
-        y = feed_forward(c, self.experts, Norm(c, name="pre_mlp_layer_norm")(x), shared, train)
-        return residual(x, dropout(c, train)(y)), cache
+        x = add(c, "attention", x, y, train)
+        y = feed_forward(c, self.experts, norm_before(c, "mlp", x), shared, train)
+        return add(c, "mlp", x, y, train), cache
 
 
 class DecoderBlock(nn.Module):
-    """Pre-norm causal self-attention, cross-attention if there is an encoder, and MLP."""
+    """Causal self-attention, cross-attention if there is an encoder, and MLP.
+
+    ``local``, where layers differ in that: whether the layer has a window.
+    """
 
     config: TransformerConfig
     train: bool
     experts: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache: dict | None, shared: dict[str, Any]):
+    def __call__(self, x: jax.Array, cache: dict | None, shared: dict[str, Any], local: Any = None):
         c, train = self.config, self.train
         cache = cache or {"self": None, "cross": None}
-        y = Norm(c, name="pre_self_attention_layer_norm")(x)
+        y = norm_before(c, "self_attention", x)
         y, self_cache = Attention(c, name="self_attention")(
             y,
             None,
-            mask=shared["mask"],
-            bias=shared["bias"],
+            mask=mask_of(c, shared["mask"], local),
+            bias=bias_of(c, False, shared),
             positions=shared["positions"],
+            local=local,
             cache=cache["self"],
             index=shared["index"],
             train=train,
         )
-        x = residual(x, dropout(c, train)(y))
+        x = add(c, "self_attention", x, y, train)
         if c.has_encoder:
-            y = Norm(c, name="pre_cross_attention_layer_norm")(x)
+            y = norm_before(c, "cross_attention", x)
             y, _ = Attention(c, name="encoder_decoder_attention")(
                 y,
                 shared["encoded"],
@@ -102,9 +107,40 @@ class DecoderBlock(nn.Module):
                 cache=cache["cross"],
                 train=train,
             )
-            x = residual(x, dropout(c, train)(y))
-        y = feed_forward(c, self.experts, Norm(c, name="pre_mlp_layer_norm")(x), shared, train)
-        return residual(x, dropout(c, train)(y)), self_cache
+            x = add(c, "cross_attention", x, y, train)
+        y = feed_forward(c, self.experts, norm_before(c, "mlp", x), shared, train)
+        return add(c, "mlp", x, y, train), self_cache
+
+
+def norm_before(config: TransformerConfig, sublayer: str, x: jax.Array) -> jax.Array:
+    """What a sublayer reads, by norm_placement."""
+    pre = config.norm_placement != "post"
+    return Norm(config, name=f"pre_{sublayer}_layer_norm")(x) if pre else x
+
+
+def add(
+    config: TransformerConfig, sublayer: str, x: jax.Array, y: jax.Array, train: bool
+) -> jax.Array:
+    """The residual sum of a sublayer's output y; by norm_placement, y or the sum is normed."""
+    placement, name = config.norm_placement, f"post_{sublayer}_layer_norm"
+    y = Norm(config, name=name)(y) if placement == "both" else y
+    x = residual(x, dropout(config, train)(y))
+    return Norm(config, name=name)(x) if placement == "post" else x
+
+
+def mask_of(config: TransformerConfig, mask: attn.Mask | jax.Array, local: Any):
+    """The mask of a layer, which has its window only if it is ``local`` (None: all are alike)."""
+    if local is None:
+        return mask
+    nothing = jnp.iinfo(jnp.int32).max // 2
+    return mask.replace(window=jnp.where(local, config.attention_window, nothing))
+
+
+def bias_of(config: TransformerConfig, bidirectional: bool, shared: dict[str, Any]) -> attn.Bias:
+    """The stack's bias, or the layer's own."""
+    if not config.relative_bias_per_layer:
+        return shared["bias"]
+    return RelativeBias(config, bidirectional, name="relpos_bias")(shared["q_start"])
 
 
 def feed_forward(
@@ -148,14 +184,16 @@ class Stack(nn.Module):
         output: str = "logits",
         **shared: Any,
     ) -> tuple[jax.Array, Any]:
-        """x [B, T, D] -> ([B, T, D] or logits [B, T, V], the self-attention caches [L, ...]).
+        """x [B, T, D] -> ([B, T, D] or logits [B, T, V], the self-attention caches).
 
+        ``caches``: {"self", "cross"}, each a dict of arrays with a leading axis layers, or, if
+        layers aren't scanned, a tuple of a dict for each.
         ``positions`` [B, T] count within each packed segment. ``output``: "logits", those of the
         "last" column only, or the "hidden" states before the output layer.
         """
         c = self.config
-        bias = None
-        if c.positions == "relative":
+        bias, shared["q_start"] = None, mask.q_start
+        if c.positions == "relative" and not c.relative_bias_per_layer:
             table = RelativeBias(c, self.bidirectional, name="relpos_bias")
             bias = table(mask.q_start)
         elif c.positions == "learned":
@@ -163,24 +201,27 @@ class Stack(nn.Module):
                 c.max_positions, c.embed_dim, ("position", "embed"), 0.02, name="position_embedder"
             )
             x += table(positions, x.dtype)
-        keys = x.shape[1] if caches is None else caches["self"]["key"].shape[2]
+        keys = x.shape[1] if caches is None else jax.tree.leaves(caches["self"])[0].shape[-2]
         mask, bias = self._settled(mask, bias, x, keys)
         if cross_mask is not None:
             cross_mask, _ = self._settled(cross_mask, None, x, cross_mask.k_segments.shape[1])
         shared |= {"mask": mask, "bias": bias, "cross_mask": cross_mask, "positions": positions}
+        x = Norm(c, name="embedding_norm")(x) if c.embedding_norm else x
         x = dropout(c, train)(x)
         x = constrain(x, "activation_batch", "activation_length", "activation_embed")
         x, caches = self._layers(x, caches, shared, train)
-        x = Norm(c, name=self.norm_name)(x)
-        # T5X drops whole features of a sequence everywhere but after the encoder.
-        x = dropout(c, train, whole_sequence=not self.bidirectional)(x)
+        if c.norm_placement != "post":  # else the last layer has seen to both
+            x = Norm(c, name=self.norm_name)(x)
+            # T5X drops whole features of a sequence everywhere but after the encoder.
+            x = dropout(c, train, whole_sequence=not self.bidirectional)(x)
         x = x[:, -1:] if output == "last" else x
         head = self.head and output != "hidden"
         return LogitsDense(c, name="logits_dense")(x) if head else x, caches
 
     def _settled(self, mask: attn.Mask, bias: attn.Bias, x: jax.Array, keys: int):
         """Mask and bias drawn once for all layers, if attention wants them drawn."""
-        if stretches() > 1 or implementation(self.config, mask, bias, x, keys) != "xla":
+        varied = mask.window is not None and self.config.full_attention_every is not None
+        if varied or stretches() > 1 or implementation(self.config, mask, bias, x, keys) != "xla":
             return mask, bias
         return attn.drawn(mask, bias, x.shape[1], keys)
 
@@ -195,25 +236,27 @@ class Stack(nn.Module):
                 policy=policy,
                 prevent_cse=not c.scan_layers,  # inside a scan nothing can be shared anyway
             )
+        windows = []  # which layers have one, if only some have
+        if c.full_attention_every is not None and not self.bidirectional:
+            windows = [c.has_window(i) for i in range(self.num_layers)]
         if c.scan_layers:
             scanned = nn.scan(
                 block,
-                variable_axes={"params": 0, AUX: 0},
+                variable_axes={"params": 0, AUX: 0, WEIGHTS: 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, nn.broadcast, 0),
                 length=self.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            return scanned(c, train, c.has_experts(0), name="layers")(x, caches, shared)
+            local = jnp.array(windows) if windows else None
+            return scanned(c, train, c.has_experts(0), name="layers")(x, caches, shared, local)
         new_caches = []
         for i in range(self.num_layers):
-            cache = jax.tree.map(lambda a, i=i: a[i], caches)
+            cache = caches and {name: part and part[i] for name, part in caches.items()}
             layer = block(c, train, c.has_experts(i), name=f"layers_{i}")
-            x, cache = layer(x, cache, shared)
+            x, cache = layer(x, cache, shared, windows[i] if windows else None)
             new_caches.append(cache)
-        if caches is not None:
-            caches = jax.tree.map(lambda *layers: jnp.stack(layers), *new_caches)
-        return x, caches
+        return x, None if caches is None else tuple(new_caches)
 
 
 def stack_layers(params: dict) -> dict:

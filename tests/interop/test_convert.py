@@ -13,9 +13,10 @@ from safetensors.numpy import load_file
 
 import t5x_lite as tl
 from t5x_lite import cli, config
-from t5x_lite.interop import huggingface, pretrained
+from t5x_lite.interop import huggingface, pretrained, runs
 from t5x_lite.models import Model
 from t5x_lite.training import checkpoint_layout as layout
+from t5x_lite.training import verification
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "huggingface"
 GIN = f"""{tiny.GIN}
@@ -24,6 +25,7 @@ TOTAL_STEPS = 2
 MODEL_DIR = "run"
 train.num_samples = 0
 train.initial_checkpoint = "start"
+CheckpointConfig.export_every = 2
 """
 
 
@@ -64,7 +66,7 @@ def same(one: dict, other: dict) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", ["t5_1_1", "gpt2", "qwen3"])
+@pytest.mark.parametrize("name", ["t5_1_1", "gpt2", "qwen3", "mixtral"])
 def test_there_and_back(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["convert", f"--from={GOLDEN / name}", "--to=ours"]) == 0
@@ -96,6 +98,14 @@ def test_a_run_starts_from_a_folder_of_hugging_face(folder):
     assert vocabulary == tl.ByteVocabulary()
     restored = tl.from_pretrained(folder / "run")[1]
     jax.tree.map(np.testing.assert_array_equal, params, restored)
+
+
+def test_the_run_has_exported_itself(folder):
+    """While it ran, a process of its own did what the command does now."""
+    assert [p.name for p in (folder / "run/exports").iterdir()] == ["2"]
+    assert cli.main(["convert", f"--from={folder / 'run'}", f"--to={folder / 'again'}"]) == 0
+    for file in (folder / "again").iterdir():
+        assert (folder / "run/exports/2" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_infer_reads_a_folder_of_hugging_face(folder, monkeypatch, capsys):
@@ -172,6 +182,28 @@ def test_nothing_but_what_is_asked_for_is_read(monkeypatch):
     assert found.shape == (1, 20, 14) and sum(read) == 20 * 14
     theirs = weights(GOLDEN / "llama")["model.layers.1.mlp.gate_proj.weight"]
     np.testing.assert_array_equal(found[0], theirs.T[:, 14:])
+
+
+def test_nothing_of_a_file_stays_mapped():
+    folder = huggingface.read(GOLDEN / "gpt2")
+    values = {name: tensor.all() for name, tensor in folder.tensors.items()}
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert ".safetensors" not in maps.read_text()
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, weights(GOLDEN / "gpt2")[name])
+        assert value.ctypes.data % 64 == 0  # what JAX takes without a copy
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_checksum_by_stretches_is_the_one_of_the_trainer(dtype, monkeypatch):
+    monkeypatch.setattr(runs, "_STRETCH", 100)
+    value = np.asarray(jax.random.normal(jax.random.key(0), (7, 9, 11)).astype(dtype))
+    wanted, _ = verification.checksums({"x": jax.numpy.asarray(value)})
+    assert runs.checksum(value) == (wanted["x"], True)
+    value = value.copy()
+    value[6, 8, 10] = np.inf
+    assert runs.checksum(value)[1] is False
 
 
 def test_a_reader_that_is_not_finite_is_refused(tmp_path):

@@ -19,7 +19,15 @@ from t5x_lite.training import checkpoint_layout as layout
 GOLDEN = Path(__file__).parent.parent / "golden" / "huggingface"
 NAMES = sorted(p.name for p in GOLDEN.iterdir() if (p / "config.json").exists())
 # Gradients and decoding of these; the others differ from one of them in a setting or two.
-FULLY = ["t5_1_0", "t5_1_1", "llama_biases", "llama3", "mistral_window", "qwen2", "qwen3", "gpt2"]
+FULLY = ["t5_1_0", "t5_1_1", "umt5", "llama_biases", "llama3", "mistral_window", "qwen2", "qwen3"]
+FULLY += ["gpt2", "gemma2", "gemma3", "mixtral", "qwen3_moe"]
+SLOWLY = {"gradients": ("umt5", "qwen3_moe"), "decoding": ("gemma2", "qwen3_moe")}
+
+
+def fully(what: str) -> list:
+    """Those of which others have most that is to be compiled are marked slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(n, marks=slow if n in SLOWLY[what] else ()) for n in FULLY]
 
 
 @functools.cache
@@ -46,13 +54,13 @@ def close(logits, golden) -> None:
     assert np.abs(logits - golden["logits"])[real].max() < 2e-5 * scale
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in FULLY])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in FULLY or n in SLOWLY["gradients"]])
 def test_logits_are_theirs(name):
     model, params, golden = model_of(name)
     close(jax.jit(model.apply)(params, features(golden))[0], golden)
 
 
-@pytest.mark.parametrize("name", FULLY)
+@pytest.mark.parametrize("name", fully("gradients"))
 def test_logits_loss_and_gradients_are_theirs(name):
     model, params, golden = model_of(name)
     batch = features(golden)
@@ -79,7 +87,7 @@ def test_logits_loss_and_gradients_are_theirs(name):
         assert np.abs(got - wanted).max() < 5e-5 * np.abs(wanted).max(), key
 
 
-@pytest.mark.parametrize("name", FULLY)
+@pytest.mark.parametrize("name", fully("decoding"))
 def test_greedy_continuations_are_theirs(name):
     model, params, golden = model_of(name)
     prompts = golden.get("prompts")
@@ -119,6 +127,14 @@ def test_unrolled_layers_read_the_same_weights():
             np.testing.assert_array_equal(value, stacked[name.replace(f"layers_{i}", "layers")][i])
         else:
             np.testing.assert_array_equal(value, stacked[name])
+
+
+def test_layers_that_differ_are_the_same_unrolled_and_with_drawn_masks():
+    golden = model_of("gemma3")[2]
+    settings = dict(scan_layers=False, attention="xla", dtype="float32")
+    model, params, _ = tl.from_pretrained(GOLDEN / "gemma3", **settings)
+    assert [model.config.has_window(i) for i in range(4)] == [True, True, False, True]
+    close(jax.jit(model.apply)(params, features(golden))[0], golden)
 
 
 def test_each_device_reads_its_own_part():

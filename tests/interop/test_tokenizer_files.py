@@ -1,8 +1,10 @@
 """What transformers makes of our tokenizer files: the ids in tokenizers.zip."""
 
+import dataclasses
 import json
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 from golden_files import FOLDER
@@ -10,7 +12,7 @@ from golden_files import FOLDER
 import t5x_lite as tl
 from t5x_lite.data.huggingface import HuggingFaceVocabulary
 from t5x_lite.errors import UserError
-from t5x_lite.interop import tokenizer_files
+from t5x_lite.interop import pretrained, tokenizer_files
 
 NAMES = ["t5", "plain", "unigram", "bpe", "bytes", "gpt2", "gpt2_sentinels"]
 STARTS = ("bpe", "gpt2")  # exported for a decoder
@@ -123,3 +125,87 @@ def test_ordinary_text_at_id_0_is_not_used(folder, tmp_path, caplog):
     (tmp_path / "tokenizer.json").write_bytes((folder / "gpt2.json").read_bytes())
     assert tokenizer_files.read(tmp_path, 600) is None
     assert "ordinary text at id 0" in caplog.text
+    assert tokenizer_files.text_at_zero(tmp_path) == "!"
+    with pytest.raises(UserError, match=r"has text \('!'\) at id 0, which is padding here"):
+        pretrained.require_padding(tmp_path)
+
+
+def test_text_at_id_0_where_segment_ids_say_what_is_padding():
+    """Id 0 is seen as any other: the same model with two ids' places swapped gives the same."""
+    model = tl.Model(dataclasses.replace(LM, vocab_size=16))
+    params = jax.jit(model.init)(jax.random.key(0))
+    swap = np.arange(16)
+    swap[[0, 9]] = 9, 0
+    table = params["token_embedder"]["embedding"][swap]
+    head = params["decoder"]["logits_dense"]["kernel"][:, swap]
+    other = params | {"token_embedder": {"embedding": table}}
+    other["decoder"] = params["decoder"] | {"logits_dense": {"kernel": head}}
+    ids = np.array([[3, 0, 5, 7], [3, 9, 5, 7]])
+    logits = []
+    apply = jax.jit(model.apply)
+    for weights, tokens in ((params, ids), (other, swap[ids])):
+        batch = {"decoder_input_tokens": tokens, "decoder_target_tokens": tokens}
+        batch["decoder_segment_ids"] = np.array([[1, 1, 1, 0]] * 2)
+        logits.append(np.asarray(apply(weights, batch)[0])[:, :3])
+    np.testing.assert_allclose(logits[1][..., swap], logits[0], rtol=1e-5, atol=1e-6)
+    assert np.abs(logits[0][0, 2] - logits[0][1, 2]).max() > 1e-3  # 0 and 9 aren't the same
+
+
+def llama2(tokenizers, texts):
+    """Pieces of bytes where there is none of the text's, a space in front, id 0 for unknown."""
+    t = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
+    t.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("\u2581"), tokenizers.normalizers.Replace(" ", "\u2581")]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special[:3], show_progress=False,
+        initial_alphabet=special[3:],
+    )  # fmt: skip
+    t.train_from_iterator(texts, trainer)
+    steps = tokenizers.decoders
+    t.decoder = steps.Sequence(
+        [steps.Replace("\u2581", " "), steps.ByteFallback(), steps.Fuse(), steps.Strip(" ", 1, 0)]
+    )
+    spec = json.loads(t.to_str())
+    known = {piece: 3 + i for i, piece in enumerate(special[3:])}
+    kept = [p for p in spec["model"]["vocab"] if p not in special]
+    spec["model"]["vocab"] = {piece: i for i, piece in enumerate(special[:3])} | known
+    spec["model"]["vocab"] |= {p: 259 + i for i, p in enumerate(kept)}
+    return json.dumps(spec)
+
+
+def llama3(tokenizers, texts):
+    """Bytes by GPT-2's letters, cut by Llama 3's expression; text at id 0, special ids last."""
+    t = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=True))
+    cut = tokenizers.Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    before = tokenizers.pre_tokenizers
+    t.pre_tokenizer = before.Sequence(
+        [before.Split(cut, "isolated"), before.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, show_progress=False, initial_alphabet=before.ByteLevel.alphabet()
+    )
+    t.train_from_iterator(texts, trainer)
+    t.decoder = tokenizers.decoders.ByteLevel()
+    t.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
+    return t.to_str()
+
+
+@pytest.mark.parametrize("make", [llama2, llama3])
+def test_tokenizers_of_llamas_kind(golden, tmp_path, make):
+    """Ours gives the ids of the file, but for the text at id 0; and the text comes back."""
+    tokenizers = pytest.importorskip("tokenizers", reason="the extra hf isn't installed")
+    (tmp_path / "tokenizer.json").write_text(make(tokenizers, golden["texts"][2:10]))
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ours = HuggingFaceVocabulary(tmp_path / "tokenizer.json")
+    count = theirs.get_vocab_size(with_added_tokens=True)
+    assert ours.size == count + (make is llama3)
+    for text in golden["texts"]:
+        ids = np.array(theirs.encode(text, add_special_tokens=False).ids, np.int32)
+        np.testing.assert_array_equal(ours.encode(text), np.where(ids == 0, count, ids), text[:40])
+        assert 0 not in ours.encode(text)
+        assert ours.decode(ours.encode(text)) == text

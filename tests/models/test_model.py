@@ -162,6 +162,31 @@ def test_remat_changes_no_gradient(remat, scan):
     )
 
 
+@pytest.mark.parametrize("attention", ["xla", "blockwise"])
+def test_attentions_output_has_one_name_and_is_kept_once(attention):
+    """Named by the kernel and again where it is used, it would be kept twice."""
+    config = dataclasses.replace(
+        LM, attention=attention, num_heads=3, num_kv_heads=None, head_dim=8
+    )
+    # Long enough for another form than "xla".
+    batch = {name: jnp.tile(x, (1, 3)) for name, x in make_batch(config).items()}
+    model = Model(config)
+    loss = lambda p: jnp.sum(model.apply(p, batch, train=True)[0])  # noqa: E731
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(model.abstract_params())
+    whole = 3 * 8 * batch["decoder_target_tokens"].size
+
+    def named(jaxpr):
+        for e in jaxpr.eqns:
+            if e.primitive.name == "name" and e.params["name"] == "attention_output":
+                yield e.outvars[0].aval.size
+            for value in e.params.values():
+                for inner in value if isinstance(value, (tuple, list)) else [value]:
+                    inner = getattr(inner, "jaxpr", inner)
+                    yield from named(inner) if hasattr(inner, "eqns") else ()
+
+    assert list(named(jaxpr)).count(whole) == 1
+
+
 def test_dropout_is_a_function_of_its_key_and_only_in_training():
     config = dataclasses.replace(T5, dropout_rate=0.5)
     model, batch = Model(config), make_batch(config)
@@ -195,6 +220,10 @@ def test_logical_axes_fit_the_parameters():
         ({"head_dim": 7}, "head_dim = 7 is odd"),
         ({"dropout_rate": 1.0}, "in [0, 1)"),
         ({"embed_dim": 0}, "embed_dim = 0"),
+        ({"full_attention_every": 2}, "a window for the other layers"),
+        ({"local_rope_theta": 10.0}, "local_rope_theta = 10.0"),
+        ({"relative_bias_per_layer": True}, "expected 'relative'"),
+        ({"attention_scalar": 0.0}, "attention_scalar = 0.0"),
     ],
 )
 def test_contradictions_are_named(change, words):

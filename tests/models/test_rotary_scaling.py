@@ -46,7 +46,7 @@ def test_llama3_scaling_is_the_published_rule():
         ({"rope_scaling": ("yarn", 4.0)}, "expected ('linear', factor)"),
         ({"rope_scaling": ("linear",)}, "expected ('linear', factor)"),
         ({"rope_scaling": ("llama3", 8.0, 1.0, 4.0, -1)}, "expected ('linear', factor)"),
-        ({"use_bias": "kv"}, "expected True, False or 'qkv'"),
+        ({"use_bias": "kv"}, "expected True, False, 'qkv' or 'mlp'"),
         ({"attention_window": 0}, "expected 1 or more"),
     ],
 )

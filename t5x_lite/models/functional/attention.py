@@ -5,14 +5,17 @@ implementations that need it; so is T5's bias (`RelativePositions`).
 """
 
 import dataclasses
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from t5x_lite.models.functional.positions import RelativePositions
 
 MASKED = -1e10  # T5X's value: a row with every key masked becomes uniform, never NaN
 IMPLEMENTATIONS = ("auto", "xla", "blockwise", "cudnn", "splash")
+SAVED = "attention_output"  # what remat policies call it; each form names what it keeps
 LONG = 2048  # keys from which a drawn bias or score array is worth avoiding, at any price in time
 
 
@@ -26,7 +29,7 @@ class Mask:
     q_prefix, k_prefix: bool [B, T], [B, S]: where both are True, ``causal`` doesn't count.
     q_start: the index of the first query, where that of the first key is 0; may be traced.
     causal: keys at or before the query.
-    window: keys less than so many places away.
+    window: keys less than so many places away; may be traced, as layers may differ.
     """
 
     q_segments: jax.Array | None = None
@@ -34,8 +37,8 @@ class Mask:
     q_prefix: jax.Array | None = None
     k_prefix: jax.Array | None = None
     q_start: jax.Array | int = 0
+    window: jax.Array | int | None = None
     causal: bool = dataclasses.field(default=False, metadata={"static": True})
-    window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def at(self, q: jax.Array | int, queries: int, k: jax.Array | int, keys: int) -> "Mask":
         """The mask of the queries [q, q + queries) and the keys [k, k + keys)."""
@@ -88,7 +91,7 @@ class Mask:
         return None if seen is None else seen[:, None]
 
 
-Bias = jax.Array | RelativePositions | None
+Bias: TypeAlias = jax.Array | RelativePositions | None
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -126,7 +129,8 @@ def dot_product_attention(
       no key is finite and means nothing.
     """
     if implementation == "xla":
-        return reference(q, k, v, mask, bias, scale, logits_soft_cap, keep_weights)
+        y = reference(q, k, v, mask, bias, scale, logits_soft_cap, keep_weights)
+        return checkpoint_name(y, SAVED)
     if keep_weights is not None:
         # The factor is the key's, not the query's: it may as well be the value's.
         v = jnp.repeat(v, q.shape[2] // v.shape[2], axis=2)
@@ -134,7 +138,7 @@ def dot_product_attention(
         v *= keep_weights[:, :, 0].swapaxes(1, 2)[..., None].astype(v.dtype)
     # Imported where they are used: they import this file, and Pallas is slow to import.
     if implementation == "cudnn":
-        return _cudnn(q, k, v, mask, bias, scale)
+        return checkpoint_name(_cudnn(q, k, v, mask, bias, scale), SAVED)
     if implementation == "splash":
         from t5x_lite.models.functional.splash import splash_attention
 
@@ -146,22 +150,47 @@ def dot_product_attention(
 
 def reference(q, k, v, mask, bias, scale=1.0, logits_soft_cap=None, keep_weights=None) -> jax.Array:
     """`dot_product_attention` in as few words as it takes."""
+    (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
+    weights = softmax_weights(q, k, mask, bias, scale, logits_soft_cap)
+    if keep_weights is not None:
+        weights *= keep_weights
+    weights = weights.astype(v.dtype).reshape(B, K, N // K, T, S)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+
+
+def softmax_weights(q, k, mask, bias, scale=1.0, logits_soft_cap=None) -> jax.Array:
+    """How much of each value every query gets, float32 [B, N, T, S]; as in `reference`."""
     B, T, N, H = q.shape
-    S, K = k.shape[1:3]
-    q = q.reshape(B, T, K, N // K, H)
+    q = q.reshape(B, T, k.shape[2], -1, H)
     logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
+    return _softmax(logits, mask, bias, scale, logits_soft_cap)
+
+
+def cached_attention(q, k, v, mask, bias, scale=1.0, logits_soft_cap=None) -> jax.Array:
+    """`reference` for keys and values as caches hold them, [B, K, S, H].
+
+    For a few queries: a head's keys lie together, and needn't be brought together at every step.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[1]
+    q = q.reshape(B, T, K, N // K, H)
+    logits = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32)
+    weights = _softmax(logits, mask, bias, scale, logits_soft_cap)
+    weights = weights.astype(v.dtype).reshape(B, K, N // K, T, -1)
+    return jnp.einsum("BKGTS,BKSH->BTKGH", weights, v).reshape(B, T, N, H)
+
+
+def _softmax(logits, mask, bias, scale, logits_soft_cap) -> jax.Array:
+    """Products [B, K, G, T, S] -> weights [B, N, T, S]."""
+    B, K, G, T, S = logits.shape
     logits = soft_cap(logits * scale if scale != 1.0 else logits, logits_soft_cap)
-    logits = logits.reshape(B, N, T, S)
+    logits = logits.reshape(B, K * G, T, S)
     mask, bias = drawn(mask, bias, T, S)
     if bias is not None:
         logits += bias.astype(jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, MASKED)
-    weights = jax.nn.softmax(logits, axis=-1)
-    if keep_weights is not None:
-        weights *= keep_weights
-    weights = weights.astype(v.dtype).reshape(B, K, N // K, T, S)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 def drawn(mask: Mask | jax.Array | None, bias: Bias, T: int, S: int):

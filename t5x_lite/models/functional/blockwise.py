@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from t5x_lite.models.functional.attention import MASKED, Mask
+from t5x_lite.models.functional.attention import MASKED, SAVED, Mask
 from t5x_lite.models.functional.positions import RelativePositions
 from t5x_lite.parallel.platform import one_device, platform
 
 BLOCK = 512
-SAVED = "attention_output"  # what remat policies call the output, here and in splash.py
 
 
 class Options(NamedTuple):

@@ -59,7 +59,7 @@ def over_context(
                 return None if value is None else PartitionSpec()
             return rows[name[0]]
 
-        names = ("q_segments", "k_segments", "q_prefix", "k_prefix", "q_start")
+        names = ("q_segments", "k_segments", "q_prefix", "k_prefix", "q_start", "window")
         return dataclasses.replace(mask, **{n: spec(n, getattr(mask, n)) for n in names})
 
     bias_specs = None

@@ -136,18 +136,21 @@ def rotary_frequencies(half: int, theta: float, scaling: tuple | None = None) ->
 def rotary(
     x: jax.Array, positions: jax.Array, theta: float = 10_000.0, scaling: tuple | None = None
 ) -> jax.Array:
+    """`rotate` by `rotary_frequencies`."""
+    return rotate(x, positions, rotary_frequencies(x.shape[-1] // 2, theta, scaling))
+
+
+def rotate(x: jax.Array, positions: jax.Array, frequencies: jax.Array) -> jax.Array:
     """Rotary position embedding (https://arxiv.org/abs/2104.09864), halves rotated as in Llama.
 
     Args:
       x: [B, T, N, H], H even.
       positions: int32 [B, T] or [1, T].
-      theta, scaling: see `rotary_frequencies`.
+      frequencies: float32 [H/2]; see `rotary_frequencies`.
 
     Returns:
       [B, T, N, H] in x's dtype; the rotation is computed in float32.
     """
-    half = x.shape[-1] // 2
-    frequencies = rotary_frequencies(half, theta, scaling)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies  # [B, T, 1, H/2]
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -11,13 +11,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask as masks,
 )
 
-from t5x_lite.models.functional.attention import Mask
+from t5x_lite.models.functional.attention import SAVED, Mask
 from t5x_lite.parallel.platform import one_device
 from t5x_lite.parallel.rules import active, partition_spec
 
 BLOCK = 512  # of queries and keys; multiples of 128 that divide both lengths
-# What remat policies call the kernel's output: kept, the backward pass needn't run it again.
-SAVED = "attention_output"
 
 
 def splash_attention(
@@ -94,7 +92,7 @@ def _kernel(heads: int, queries: int, keys: int, causal: bool, cap: float | None
             q_seq_shards=1,
             block_sizes=sizes,
             attn_logits_soft_cap=cap,
-            residual_checkpoint_name=SAVED,
+            residual_checkpoint_name=SAVED,  # kept, the backward pass need not run it again
             interpret=interpret,
         )
 

@@ -1,0 +1,56 @@
+"""BERT's vocab.txt and its tokenizer.json give the ids of BertTokenizerFast of transformers."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from golden_files import FOLDER
+
+from t5x_lite.data.huggingface import HuggingFaceVocabulary
+from t5x_lite.data.objectives import DropoutPairs, MaskedLM
+from t5x_lite.errors import UserError
+
+pytest.importorskip("tokenizers", reason="the extra hf isn't installed")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wordpiece")
+    with zipfile.ZipFile(FOLDER / "encoders/wordpiece.zip") as file:
+        file.extractall(folder)
+    for name in ("lower_True", "lower_False"):
+        (folder / name / "vocab.txt").write_bytes((folder / "vocab.txt").read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["lower_True", "lower_False"])
+@pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
+def test_ids_are_those_of_transformers(folder, kind, file):
+    golden = json.loads((folder / "transformers.json").read_text())
+    vocabulary = HuggingFaceVocabulary(folder / kind / file)
+    for text, ids in zip(golden["texts"], golden[kind]["ids"], strict=True):
+        assert vocabulary.encode(text).tolist() == ids, text
+    found = [vocabulary.special_id(t) for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")]
+    assert found == golden[kind]["special"]
+    assert vocabulary.eos_id == found[3] and vocabulary.unk_id == found[1]
+    assert vocabulary.special_id("[NONE]") is None
+    assert vocabulary.decode(vocabulary.encode("a text")) == "a text"
+
+
+def test_objectives_take_special_tokens_by_name(folder):
+    vocabulary = HuggingFaceVocabulary(folder / "vocab.txt")
+    tokens = vocabulary.encode("the quick brown fox")
+    objective = MaskedLM(noise_density=0.9, mask_share=1.0, random_share=0.0,
+                         special_tokens=("[MASK]", "[CLS]"))  # fmt: skip
+    example = objective(tokens, np.random.default_rng(0), vocabulary, {})
+    mask, start = vocabulary.special_id("[MASK]"), vocabulary.special_id("[CLS]")
+    assert example["inputs"][0] == start and (example["inputs"] == mask).sum() > 3
+    pair = DropoutPairs(start="[CLS]")({"text": tokens}, None, vocabulary, {})
+    assert pair["anchor"].tolist() == [start, *tokens] == pair["positive"].tolist()
+
+
+def test_a_list_of_words_is_no_vocabulary(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[PAD]\nword\n")
+    with pytest.raises(UserError, match=r"expected \[PAD\] in its first line, and \[CLS\]"):
+        _ = HuggingFaceVocabulary(tmp_path / "vocab.txt").size
