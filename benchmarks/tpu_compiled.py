@@ -6,10 +6,12 @@
 
 Needs libtpu (pip install 't5x_lite[plan]'), no TPU. Prints one JSON object a case.
 Cases (AdamW, float32 state, bfloat16 compute, packed rows):
-  a  1B on v5e-16: 2048 tokens, 4 rows a chip, fsdp 16
-  b  Llama-2 7B on v5e-256: 2048 tokens, 4 rows a chip, fsdp 256
-  c  125M on v5e-8: 1024 tokens, 32 rows a chip, fsdp 8
-  d  Llama-2 7B on v5p-128 (64 chips): 4096 tokens, 4 rows a chip, fsdp 64
+  a  1B on v5e-16: 2048 tokens, 4 rows a chip
+  b  Llama-2 7B on v5e-256: 2048 tokens, 4 rows a chip, queries, keys and values kept
+  c  125M on v5e-8: 1024 tokens, 32 rows a chip
+  d  Llama-2 7B on v5p-128 (64 chips): 4096 tokens, 4 rows a chip, products kept
+Remat is MaxText's in each. `fsdp` lies over all chips, split along the torus (docs/parallelism.md);
+--set fsdp_split=None leaves that to XLA.
 --set NAME=VALUE changes a field of TransformerConfig, MeshConfig, or num_microbatches, or
 per_chip (rows); --reader=FILE reads the program with another
 script's `stats(compiled)`, --text=FILE writes it to look at.
@@ -37,9 +39,9 @@ MAXTEXT = {"a": (3.122, 6.35), "b": (10.028, 53.18), "c": (4.844, 0.77), "d": (4
 # topology, shape, tokens, rows per chip, remat
 CASES = {
     "a": ("v5e-16", "1b", 2048, 4, "full"),
-    "b": ("v5e-256", "7b", 2048, 4, "full"),
+    "b": ("v5e-256", "7b", 2048, 4, "save_qkv"),
     "c": ("v5e-8", "125m", 1024, 32, "full"),
-    "d": ("v5p-128", "7b", 4096, 4, "full"),
+    "d": ("v5p-128", "7b", 4096, 4, "dots_no_batch"),
 }
 
 
@@ -68,7 +70,7 @@ def build(case: str, changes: dict, layers: int | None, topology: str | None):
     )
     if layers:
         fields["num_decoder_layers"] = layers
-    mesh, others = {"data": 1, "fsdp": -1}, {}
+    mesh, others = {"data": 1, "fsdp": place.chips, "fsdp_split": place.shape}, {}
     for key, value in changes.items():
         if key in {f.name for f in dataclasses.fields(TransformerConfig)}:
             fields[key] = value
@@ -158,15 +160,11 @@ def main() -> None:
         traced = trace(run, topologies.abstract_devices(place))
         found = {"case": case, "topology": place.name, "changes": changes}
         found |= {"trace_seconds": round(time.monotonic() - clock, 1), "versions": versions()}
-        if args.reader or args.text:
-            compiled = compile_step(traced, options)
-            if args.text:
-                with open(args.text, "w") as file:
-                    file.write(compiled.as_text())
-            if args.reader:
-                found |= reader_of(args.reader).stats(compiled)
+        if args.reader:
+            found |= reader_of(args.reader).stats(compile_step(traced, options))
         else:
-            found |= figures(run, place, examine(traced, place, options=options))
+            read = examine(traced, place, options=options, text_file=args.text)
+            found |= figures(run, place, read)
             found |= {"layers": args.layers} if args.layers else compared(case)
         print(json.dumps(found), flush=True)
 

@@ -57,7 +57,7 @@ def with_gathered(
     # `tensor` is left to XLA where it is used: it splits the products and sums their parts.
     manual = tuple(a for a in mesh.axis_names if a != "tensor" or mesh.shape[a] == 1)
 
-    def spec(names: Names) -> PartitionSpec:
+    def spec(names: Any) -> PartitionSpec:
         return _only(partition_spec(names, rules, mesh), manual)
 
     several = bool(out_names) and not isinstance(out_names[0], str | None)

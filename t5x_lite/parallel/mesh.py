@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import gin
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from t5x_lite.errors import UserError
@@ -85,7 +87,28 @@ def make_mesh(
     # Auto, not make_mesh's default Explicit: the sharding of intermediate values is left to XLA,
     # and constraints below are hints to it.
     types = (AxisType.Auto,) * len(names)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and devices[0].platform == "tpu":
+        return Mesh(_across(slices, sizes, devices), names, axis_types=types)
     return jax.make_mesh(sizes, names, axis_types=types, devices=devices)
+
+
+def _across(slices: int, sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices of several slices: the first axis that can be, ``data``, lies across them.
+
+    Whatever lies on that axis is sent through the data-centre network.
+    """
+    place = next((i for i, size in enumerate(sizes) if size % slices == 0), None)
+    if place is None:
+        raise UserError(
+            f"mesh of {' x '.join(map(str, sizes))} devices on {slices} slices: no axis can be "
+            f"divided among them; set MeshConfig.data to a multiple of {slices}."
+        )
+    across = [slices if i == place else 1 for i in range(len(sizes))]
+    inside = [size // n for size, n in zip(sizes, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, across, devices, allow_split_physical_axes=True
+    )
 
 
 def fsdp_axes(mesh: Mesh) -> tuple[str, ...]:

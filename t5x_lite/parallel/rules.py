@@ -28,12 +28,14 @@ DEFAULT_RULES: dict[str, MeshAxes] = {
     "kv": None,
     "joined_kv": "tensor",
     "mlp": "tensor",
+    "gates": None,  # a gated MLP's projections of its input, in one array
     "experts": "expert",
     "router_experts": None,  # a router knows them all
     "layers": None,
     "relpos_buckets": None,
     "position": None,
     "norm": None,
+    "head_out": None,  # of an encoder's heads
     "activation_batch": ("data", "fsdp", "expert"),
     "activation_length": "context",
     "activation_kv_length": None,  # every query sees the keys of its whole row

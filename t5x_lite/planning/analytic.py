@@ -77,17 +77,17 @@ def activation_memory(
     c: TransformerConfig, lengths: Mapping[str, int], rows: float, tensor: int = 1
 ) -> float:
     """Bytes on one device that ``rows`` rows at a time need at the peak, by remat policy."""
-    T, S = lengths["decoder_target_tokens"], lengths.get("encoder_input_tokens", 0)
+    T, S = (lengths.get(name, 0) for name in ("decoder_target_tokens", "encoder_input_tokens"))
 
-    def stack(layers: int, *sizes: int) -> float:
-        parts = _block(c, *sizes, tensor)
+    def stack(layers: int, length: int, keys: int, cross: int) -> float:
+        parts = _block(c, length, keys, cross, tensor)
         kept = layers * sum(parts[name] for name in ("input", *_KEPT[c.remat]))
         return kept + sum(parts.values())  # the block whose backward pass is running
 
     bytes_ = stack(c.num_decoder_layers, T, T, S)
     if c.has_encoder:
         bytes_ += stack(c.num_encoder_layers, S, S, 0)
-    logits = 2.5 * T * c.vocab_size / tensor * 4
+    logits = 2.5 * (T or S) * c.vocab_size / tensor * 4
     return rows * (bytes_ + logits)
 
 

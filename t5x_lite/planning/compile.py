@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from t5x_lite.data.objectives import CausalLM, SpanCorruption
+from t5x_lite.data.objectives import CausalLM, MaskedLM, SpanCorruption
 from t5x_lite.data.sources import InMemory
 from t5x_lite.data.tasks import Task
 from t5x_lite.data.vocabulary import ByteVocabulary
@@ -36,6 +36,7 @@ from t5x_lite.training.state import TrainState, abstract_state
 from t5x_lite.training.step import Loss, check_microbatches
 
 STATE = ("parameters", "optimizer", "gradients")  # of a chip's memory
+READER = 2  # to be raised when programs are read in another way: results are kept by it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Traced:
 def stand_in_task(objective: Any = None, architecture: str = "decoder_only") -> Task:
     """A task whose data is never read: planning needs the objective's features only."""
     if objective is None:
-        objective = CausalLM() if architecture == "decoder_only" else SpanCorruption()
+        usual: dict[str, Any] = {"decoder_only": CausalLM(), "encoder_only": MaskedLM()}
+        objective = usual.get(architecture, SpanCorruption())
     return Task("stand_in", InMemory([{"text": "x"}]), objective, ByteVocabulary())
 
 
@@ -156,8 +158,11 @@ def examine(
     *,
     options: Mapping[str, Any] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    text_file: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Compiles the step and reads what it does; JSON-able, kept in ``cache_dir`` if given.
+
+    The compiled program is written to ``text_file``, if that is given.
 
     Keys: matmul_flops (by phase), hbm_bytes, busy_seconds, collectives (with "seconds"), memory
     (bytes on one chip), buffers, fits, and others of `summarize`. Of a program that doesn't fit
@@ -166,9 +171,9 @@ def examine(
     path = None
     if cache_dir is not None:
         path = Path(cache_dir) / f"{_key(traced, topology, options)}.json"
-        if path.exists():
+        if path.exists() and text_file is None:
             return json.loads(path.read_text())
-    found = _examine(traced, topology, options)
+    found = _examine(traced, topology, options, text_file)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
@@ -178,7 +183,8 @@ def examine(
 
 
 def _key(traced: Traced, topology: Topology, options: Mapping[str, Any] | None) -> str:
-    parts = (traced.lowered.as_text(), topology.name, sorted((options or {}).items()), versions())
+    settings = (topology.name, sorted((options or {}).items()), versions(), READER)
+    parts = (traced.lowered.as_text(), *settings)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -191,7 +197,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _examine(traced: Traced, topology: Topology, options: Any) -> dict[str, Any]:
+def _examine(
+    traced: Traced, topology: Topology, options: Any, text_file: Any = None
+) -> dict[str, Any]:
     clock, cpu = time.monotonic(), time.process_time()
     state = analytic.state_memory(traced.state)
     with tempfile.TemporaryDirectory() as folder:
@@ -205,6 +213,8 @@ def _examine(traced: Traced, topology: Topology, options: Any) -> dict[str, Any]
                 raise
         texts = sorted(Path(folder).glob("*jit_train_step*.after_optimizations.txt"))
         text = texts[-1].read_text(encoding="utf-8") if texts else None
+    if text_file is not None and text is not None:
+        Path(text_file).write_text(text, encoding="utf-8")
     if compiled is not None:
         memory = _memory(compiled, topology)
     else:

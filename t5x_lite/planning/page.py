@@ -1,33 +1,17 @@
 """A plan, or a search's result, as one HTML page without scripts or anything from elsewhere."""
 
-import html
 from collections.abc import Sequence
 from typing import Any
 
+from t5x_lite.page import COLOURS, document, escape, table
 from t5x_lite.planning import report
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em;
-  color: #222; background: #fff }
-h1 { font-size: 1.4em } h2 { font-size: 1.1em; margin-top: 2em }
-table { border-collapse: collapse; width: 100% }
-td, th { text-align: left; padding: .2em .8em .2em 0; vertical-align: top;
-  border-bottom: 1px solid #ddd }
-td:first-child { white-space: nowrap }
-.bar { display: flex; height: 1.6em; background: #eee; border-radius: .3em; overflow: hidden }
-.bar div { height: 100% } .key { display: inline-block; width: .8em; height: .8em; margin: 0 .3em }
-.bad { color: #b00 } .scroll { overflow-x: auto } small { color: #666 }
-@media (prefers-color-scheme: dark) { body { color: #ddd; background: #181818 }
-  td, th { border-color: #444 } .bar { background: #333 } }
-"""
-_COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#9498a0")
 
 
 def render(result: dict[str, Any]) -> str:
     """The page of `report.make`'s or `search.main`'s result."""
     if "candidates" not in result:
         title = f"{result['topology']}: {result['parameters']:,} parameters"
-        return _document(title, _plan(result))
+        return document(title, _plan(result))
     title = f"Layouts on {result['topology']}"
     counted = (
         f"{result['candidates']} layouts, {result['compiled']} examined, "
@@ -36,32 +20,15 @@ def render(result: dict[str, Any]) -> str:
     body = f"<p>{counted}.</p>" + _chart(result["plans"]) + _layouts(result)
     if result["best"]:
         body += "<h2>The fastest</h2>" + _plan(result["best"])
-    return _document(title, body)
-
-
-def _document(title: str, body: str) -> str:
-    title = html.escape(title)
-    return (
-        f"<!doctype html>\n<html lang='en'><meta charset='utf-8'><title>{title}</title>"
-        f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style>"
-        f"<h1>{title}</h1>\n{body}</html>\n"
-    )
-
-
-def _table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>\n"
-
-    head = line(header, "th") if header else ""
-    return f"<div class='scroll'><table>{head}{''.join(line(r, 'td') for r in rows)}</table></div>"
+    return document(title, body)
 
 
 def _plan(plan: dict[str, Any]) -> str:
     parts = ["<h2>Memory of one chip</h2>", _memory_bar(plan)]
     for title, rows in report.sections(plan):
-        parts += [f"<h2>{html.escape(title)}</h2>", _table(rows)]
+        parts += [f"<h2>{escape(title)}</h2>", table(rows)]
     if plan["fits"] and plan["buffers"]:
-        parts += ["<h2>Largest buffers</h2>", _table(report.buffer_rows(plan))]
+        parts += ["<h2>Largest buffers</h2>", table(report.buffer_rows(plan))]
     return "\n".join(parts)
 
 
@@ -69,10 +36,10 @@ def _memory_bar(plan: dict[str, Any]) -> str:
     memory = plan["memory"]
     scale = max(memory["limit"], memory["total"])
     bars, keys = [], []
-    for (name, label), colour in zip(report.MEMORY, _COLOURS, strict=True):
+    for (name, label), colour in zip(report.MEMORY, COLOURS, strict=False):
         share = memory.get(name, 0) / scale
         bars.append(f"<div style='width:{share:.2%};background:{colour}'></div>")
-        keys.append(f"<span class='key' style='background:{colour}'></span>{label}")
+        keys.append(f"<span class=key style='background:{colour}'></span>{label}")
     share = f"{memory['total'] / memory['limit']:.1%} of {report.gib(memory['limit'])}"
     verdict = share if plan["fits"] else f"<b class='bad'>{share}: doesn't fit</b>"
     return f"<div class='bar'>{''.join(bars)}</div><p>{' '.join(keys)}<br>{verdict}</p>"
@@ -80,7 +47,7 @@ def _memory_bar(plan: dict[str, Any]) -> str:
 
 def _layouts(result: dict[str, Any]) -> str:
     header, *rows = report.layout_rows(result["plans"])
-    return "<h2>Layouts examined</h2>" + _table(rows, header)
+    return "<h2>Layouts examined</h2>" + table(rows, header)
 
 
 def _chart(plans: Sequence[dict[str, Any]]) -> str:
@@ -102,16 +69,16 @@ def _chart(plans: Sequence[dict[str, Any]]) -> str:
 
     marks = []
     for p in points:
-        colour = _COLOURS[0] if p["fits"] else "none"
+        colour = COLOURS[0] if p["fits"] else "none"
         title = f"{p['layout']['text']}, remat {p['remat']}, {report.gib(p['memory']['total'])}"
         across, up = x(p["memory"]["total"]), y(p["tokens_per_second"])
         marks.append(
             f"<circle cx='{across:.1f}' cy='{up:.1f}' r='5' "
-            f"fill='{colour}' stroke='{_COLOURS[0]}'><title>{html.escape(title)}</title></circle>"
+            f"fill='{colour}' stroke='{COLOURS[0]}'><title>{escape(title)}</title></circle>"
         )
     line = (
         f"<line x1='{x(limit):.1f}' x2='{x(limit):.1f}' y1='10' y2='{height - edge}' "
-        f"stroke='{_COLOURS[3]}' stroke-dasharray='4'/>"
+        f"stroke='{COLOURS[3]}' stroke-dasharray='4'/>"
     )
     axes = (
         f"<path d='M{edge} 10V{height - edge}H{width}' fill='none' stroke='currentColor'/>"

@@ -194,7 +194,8 @@ def _run_rows(plan: dict[str, Any]) -> Iterator[Row]:
 
 def layout_rows(plans: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """A header, and a row for each plan of a search."""
-    rows = [("mesh", "remat", "micro", "batch", "memory", "step", "MFU", "tokens/s", "chip-hours")]
+    head = ("mesh", "remat", "micro", "batch", "memory", "step", "MFU", "tokens/s", "chip-hours")
+    rows: list[tuple[str, ...]] = [head]
     for plan in plans:
         speed = ("-", "-", "-", "-")
         if "time" in plan:

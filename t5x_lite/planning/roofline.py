@@ -5,7 +5,8 @@ These are bounds, not forecasts: nothing runs at its peak. Three of them:
   overlapped      the largest of compute, HBM and interconnect: everything hidden behind it
   not_overlapped  their sum: nothing hidden
   as_compiled     each instruction as long as its products or its memory need, one after the other;
-                  collectives that the compiler made asynchronous behind them, the others after
+                  copies and collectives that the compiler made asynchronous behind them, other
+                  collectives after
 
 The roofline model: https://jax-ml.github.io/scaling-book/roofline.
 """
@@ -88,7 +89,8 @@ def estimate(
     exposed = times["interconnect"] - hidden
     overlapped, not_overlapped = max(times.values()), sum(times.values())
     busy = max(times["compute"], times["hbm"]) if busy is None else busy
-    as_compiled = max(busy, hidden) + exposed
+    # Asynchronous copies take no time of their own, but HBM can't give more than it has.
+    as_compiled = max(busy, times["hbm"], hidden) + exposed
     peak = chip.flops * topology.chips
     return times | {
         "exposed_interconnect": exposed,

@@ -14,6 +14,7 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,10 +231,19 @@ def compile_all(
 def _start_worker(args: argparse.Namespace, topology: str) -> None:
     """A process reads the config itself: what it makes (functions) can't be sent to it."""
     global _run
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     from t5x_lite.programs.plan import read_run, start_jax
 
     start_jax()
     _run = read_run(args, topologies.find(topology))
+
+
+def _end_with_parent() -> None:
+    """Else a worker of a search that was killed would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _in_worker(layout: Layout, topology: str, folder: str, price: float | None) -> dict[str, Any]:

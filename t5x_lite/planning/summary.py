@@ -18,7 +18,7 @@ def summarize(
     """FLOPs, bytes, seconds, collectives, loops, buffers. ``mesh``: the sizes of its axes."""
     devices = math.prod(mesh.values())
     found = collectives_of(program, devices)
-    by_kind: dict[str, float] = collections.Counter()
+    by_kind: dict[str, float] = collections.defaultdict(float)
     rows: dict[tuple, dict[str, Any]] = {}
     for c in found:
         by_kind[c.kind] += c.times * c.sent

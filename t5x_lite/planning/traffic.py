@@ -1,7 +1,7 @@
 """What a compiled program moves in a chip's main memory, how long that takes, what lies there."""
 
-import collections
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from t5x_lite.planning.hlo import ARRAY, Instruction, Program, size
@@ -30,14 +30,18 @@ def touched_bytes(program: Program, computation: str, i: Instruction) -> float:
     shapes = [program.shape_of(computation, name) for name in i.operands]
     reads = [size(shape, memory="hbm") for shape in shapes]
     written = size(i.shape, memory="hbm")
-    if i.op == "dynamic-slice":
-        return 2.0 * written
+    if i.op in ("slice", "dynamic-slice"):
+        return float(written + min(size(i.shape), reads[0]))
     if i.op == "dynamic-update-slice":
         return 2.0 * reads[1] if len(reads) > 1 else 0.0
     called = re.search(r"calls=%?([\w.\-]+)", i.rest)
+    if i.op == "copy-start":  # its shape is (copy, original, ...)
+        return float(sum(reads) + size(i.shape.removeprefix("(").partition(" ")[0], memory="hbm"))
+    if i.op == "async-start" and called:  # a slice, on TPUs
+        inner = [j for j in program.computations[called[1]] if j.op not in _FREE]
+        return sum(touched_bytes(program, called[1], j) for j in inner)
     if i.op != "fusion" or not called:
-        return float(sum(reads) + (0 if i.op.endswith("-start") and i.op != "copy-start" else
-                                   written))  # fmt: skip
+        return float(sum(reads) + (0 if i.op.endswith("-start") else written))
     slices = _slices(program, called[1])
     updated = {n: b for n, (kind, b) in slices.items() if kind == "update"}
     for number, (_, touched) in slices.items():
@@ -50,33 +54,42 @@ def touched_bytes(program: Program, computation: str, i: Instruction) -> float:
 
 def _slices(program: Program, computation: str) -> dict[int, tuple[str, int]]:
     """Parameters of a fusion of which only slices are touched: number -> (how, bytes)."""
-    body = program.computations.get(computation, ())
-    users = collections.defaultdict(list)
-    for i in body:
-        for position, name in enumerate(i.operands):
-            users[name].append((i, position))
-
-    def final(name: str) -> list[tuple[Instruction, int]]:
-        found = []
-        for i, position in users[name]:
-            found += final(i.name) if i.op == "bitcast" else [(i, position)]
-        return found
-
     slices = {}
-    for i in body:
+    for i in program.computations.get(computation, ()):
         if i.op != "parameter" or not i.arguments.isdigit():
             continue
-        uses = final(i.name)
-        if uses and all(u.op == "dynamic-slice" and at == 0 for u, at in uses):
-            slices[int(i.arguments)] = ("slice", sum(size(u.shape) for u, _ in uses))
-        elif uses and all(u.op == "dynamic-update-slice" and at == 0 for u, at in uses):
-            updates = sum(size(program.shape_of(computation, u.operands[1])) for u, _ in uses)
+        uses = list(_uses(program, computation, i.name))
+        kinds = {u.op.removeprefix("dynamic-") if at == 0 else "" for _, u, at in uses}
+        if kinds == {"slice"}:
+            slices[int(i.arguments)] = ("slice", sum(size(u.shape) for _, u, _ in uses))
+        elif kinds == {"update-slice"}:
+            updates = sum(size(program.shape_of(c, u.operands[1])) for c, u, _ in uses)
             slices[int(i.arguments)] = ("update", updates)
     return slices
 
 
+def _uses(program: Program, computation: str, name: str) -> Iterator[tuple[str, Instruction, int]]:
+    """What reads an array within a fusion, and in fusions within it: (where, what, as which)."""
+    for i in program.computations.get(computation, ()):
+        for position, operand in enumerate(i.operands):
+            if operand != name:
+                continue
+            called = re.search(r"calls=%?([\w.\-]+)", i.rest)
+            if i.op == "bitcast":
+                yield from _uses(program, computation, i.name)
+            elif i.op == "fusion" and called:
+                for inner in program.computations.get(called[1], ()):
+                    if inner.op == "parameter" and inner.arguments == str(position):
+                        yield from _uses(program, called[1], inner.name)
+            else:
+                yield computation, i, position
+
+
 def busy_seconds(program: Program, peak_flops: float, bandwidth: float) -> float:
-    """Time of all instructions one after the other, each as its products or its memory allow."""
+    """Time of all instructions one after the other, each as its products or its memory allow.
+
+    Asynchronous copies go on behind them, and take no time of their own.
+    """
     inside: dict[str, float] = {}
 
     def flops_in(computation: str) -> float:
@@ -95,7 +108,7 @@ def busy_seconds(program: Program, peak_flops: float, bandwidth: float) -> float
 
     seconds = 0.0
     for i, visit in program.executed(fused=False):
-        if i.op in _FREE or i.op.endswith("-done"):
+        if i.op in _FREE or i.op.endswith(("-start", "-done")):
             continue
         memory = touched_bytes(program, visit.computation, i) / bandwidth
         seconds += visit.times * max(flops_of(visit.computation, i) / peak_flops, memory)

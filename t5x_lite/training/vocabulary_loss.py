@@ -62,7 +62,8 @@ def vocabulary_loss(
       targets: [B, T] int; weights, real: [B, T] of any number type; real: weights if None.
       pieces: in how many pieces the tokens are cut; None: 64 MiB of logits each.
 
-    Only ``loss`` has a gradient, to hidden and head.kernel; the kernel's is summed in float32.
+    Only ``loss`` has a gradient, to hidden and the head's kernel and bias; the head's is summed in
+    float32.
     """
     check_coefficients(label_smoothing, z_loss)
     options = _Options(
@@ -70,29 +71,33 @@ def vocabulary_loss(
     )
     weights = weights.astype(jnp.float32)
     real = weights if real is None else real.astype(jnp.float32)
-    return Sums(*_loss(hidden, head.kernel, targets, weights, real, options))
+    layer = {"kernel": head.kernel}
+    if head.bias is not None:
+        layer["bias"] = head.bias
+    return Sums(*_loss(hidden, layer, targets, weights, real, options))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _loss(hidden, kernel, targets, weights, real, options):
-    return _everywhere(hidden, kernel, targets, weights, real, options, False)[0]
+def _loss(hidden, layer, targets, weights, real, options):
+    return _everywhere(hidden, layer, targets, weights, real, options, False)[0]
 
 
-def _loss_fwd(hidden, kernel, targets, weights, real, options):
-    return _everywhere(hidden, kernel, targets, weights, real, options, True)
+def _loss_fwd(hidden, layer, targets, weights, real, options):
+    return _everywhere(hidden, layer, targets, weights, real, options, True)
 
 
 def _loss_bwd(options, gradients, cotangents):
-    dhidden, dkernel = gradients
+    dhidden, dlayer = gradients
     g = cotangents[0]
-    return (g * dhidden).astype(dhidden.dtype), g * dkernel, None, None, None
+    dlayer = {name: g * value for name, value in dlayer.items()}
+    return (g * dhidden).astype(dhidden.dtype), dlayer, None, None, None
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)
 
 
-def _everywhere(hidden, kernel, targets, weights, real, options, differentiate):
-    """`_local` on each device's tokens: (sums, (dhidden, dkernel) or None)."""
+def _everywhere(hidden, layer, targets, weights, real, options, differentiate):
+    """`_local` on each device's tokens: (sums, (dhidden, dlayer) or None)."""
     found = None if one_device() else active()
     rows = ("activation_batch", "activation_length")
     if found is not None:
@@ -104,86 +109,104 @@ def _everywhere(hidden, kernel, targets, weights, real, options, differentiate):
         flat = [x.reshape(1, -1, *x.shape[2:]) for x in (hidden, targets, weights, real)]
         if not one_device():
             flat = [hidden, targets, weights, real]
-        sums, gradients = _local(flat[0], kernel, *flat[1:], options, differentiate)
+        sums, gradients = _local(flat[0], layer, *flat[1:], options, differentiate)
         if differentiate:
-            gradients = (gradients[0].reshape(hidden.shape), gradients[1].astype(kernel.dtype))
+            gradients = (gradients[0].reshape(hidden.shape), _as_typed(gradients[1], layer))
         return sums, gradients
 
     # `tensor` is left to XLA: it splits the vocabulary, and sums over it.
     manual = tuple(a for a in mesh.axis_names if a != "tensor" or mesh.shape[a] == 1)
-    kernel_spec = PartitionSpec(
-        *(
-            tuple(a for a in split if a in manual) or None
-            for split in splits(partition_spec(options.names, rules, mesh))
-        )
-    )
-    owners = [axis for split in splits(kernel_spec) for axis in split]
+    names = {"kernel": options.names, "bias": (options.names[options.vocab_axis],)}
+    layer_specs = {name: _only(names[name], rules, mesh, manual) for name in layer}
+    owners = {n: [axis for split in splits(s) for axis in split] for n, s in layer_specs.items()}
 
-    def local(hidden, kernel, targets, weights, real):
-        # In the dtype of the product before it travels, and whole for all pieces.
-        whole = gather(kernel.astype(hidden.dtype), kernel_spec, owners)
+    def local(hidden, layer, targets, weights, real):
+        # The kernel in the dtype of the product before it travels, and whole for all pieces.
+        cast = layer | {"kernel": layer["kernel"].astype(hidden.dtype)}
+        whole = {n: gather(x, layer_specs[n], owners[n]) for n, x in cast.items()}
         sums, gradients = _local(hidden, whole, targets, weights, real, options, differentiate)
         sums = tuple(jax.lax.psum(x, manual) for x in sums)
         if differentiate:
-            dhidden, dkernel = gradients
-            dkernel = scatter(dkernel, kernel_spec, owners)
-            others = tuple(a for a in manual if a not in owners)
-            dkernel = jax.lax.psum(dkernel, others) if others else dkernel
-            gradients = dhidden, dkernel.astype(kernel.dtype)
+            dhidden, dlayer = gradients
+            for name, gradient in dlayer.items():
+                if owners[name]:  # as all parameters' gradients: float32 is twice the bytes
+                    gradient = gradient.astype(cast[name].dtype)
+                    gradient = scatter(gradient, layer_specs[name], owners[name])
+                    gradient = gradient.astype(jnp.float32)
+                others = tuple(a for a in manual if a not in owners[name])
+                dlayer[name] = jax.lax.psum(gradient, others) if others else gradient
+            # Else XLA goes on with the layers, and keeps the whole dlayer in memory until later.
+            gradients = jax.lax.optimization_barrier((dhidden, _as_typed(dlayer, layer)))
         return sums, gradients
 
     scalar = PartitionSpec()
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(spec, kernel_spec, spec, spec, spec),
-        out_specs=((scalar,) * 4, (spec, kernel_spec) if differentiate else None),
+        in_specs=(spec, layer_specs, spec, spec, spec),
+        out_specs=((scalar,) * 4, (spec, layer_specs) if differentiate else None),
         axis_names=set(manual),
         check_vma=False,
-    )(hidden, kernel, targets, weights, real)
+    )(hidden, layer, targets, weights, real)
 
 
-def _local(hidden, kernel, targets, weights, real, options: _Options, differentiate: bool):
-    """Sums, and the gradients of hidden (in its dtype) and kernel (float32), piece by piece."""
+def _only(names, rules, mesh, manual) -> PartitionSpec:
+    """The partition of these logical axes, of the mesh axes in ``manual`` alone."""
+    found = splits(partition_spec(names, rules, mesh))
+    return PartitionSpec(*(tuple(a for a in split if a in manual) or None for split in found))
+
+
+def _as_typed(gradients, layer):
+    return {name: gradient.astype(layer[name].dtype) for name, gradient in gradients.items()}
+
+
+def _local(hidden, layer, targets, weights, real, options: _Options, differentiate: bool):
+    """Sums, and the gradients of hidden (in its dtype) and layer (float32), piece by piece."""
     B, T, D = hidden.shape
+    kernel = layer["kernel"]
     V = kernel.shape[options.vocab_axis]
     pieces = options.pieces or math.ceil(4 * B * T * V / PIECE_BYTES)
     pieces = min(pieces, T)
-    kernel = kernel.astype(hidden.dtype)
+    layer = layer | {"kernel": kernel.astype(hidden.dtype)}
 
     def cut(x):  # [B, T, ...] -> [pieces, B, c, ...]
         x = jnp.pad(x, [(0, 0), (0, -T % pieces)] + [(0, 0)] * (x.ndim - 2))
         return x.reshape(B, pieces, -1, *x.shape[2:]).swapaxes(0, 1)
 
     def piece(carry, arrays):
-        sums, dkernel = carry
-        more, dhidden, dlogits = _piece(*arrays, kernel, options, differentiate)
+        sums, dlayer = carry
+        more, dhidden, dlogits = _piece(*arrays, layer, options, differentiate)
         sums = tuple(a + b for a, b in zip(sums, more, strict=True))
         if differentiate:
             h, d = (x.reshape(-1, x.shape[-1]) for x in (arrays[0], dlogits))
             pair = (h, d) if options.vocab_axis else (d, h)
-            dkernel += _dot(*pair, 0, 0)
-        return (sums, dkernel), dhidden
+            dlayer = dlayer | {"kernel": dlayer["kernel"] + _dot(*pair, 0, 0)}
+            if "bias" in dlayer:
+                dlayer["bias"] += options.scale * jnp.sum(d, axis=0, dtype=jnp.float32)
+        return (sums, dlayer), dhidden
 
-    dkernel = jnp.zeros(kernel.shape, jnp.float32) if differentiate else None
+    dlayer = None
+    if differentiate:
+        dlayer = {name: jnp.zeros(x.shape, jnp.float32) for name, x in layer.items()}
     zeros = (jnp.float32(0),) * 4
     arrays = tuple(cut(x) for x in (hidden, targets, weights, real))
     if pieces == 1:
-        (sums, dkernel), dhidden = piece((zeros, dkernel), tuple(x[0] for x in arrays))
-        return sums, (dhidden, dkernel) if differentiate else None
-    (sums, dkernel), dhidden = jax.lax.scan(piece, (zeros, dkernel), arrays)
+        (sums, dlayer), dhidden = piece((zeros, dlayer), tuple(x[0] for x in arrays))
+        return sums, (dhidden, dlayer) if differentiate else None
+    (sums, dlayer), dhidden = jax.lax.scan(piece, (zeros, dlayer), arrays)
     if not differentiate:
         return sums, None
     dhidden = dhidden.swapaxes(0, 1).reshape(B, -1, D)[:, :T]
-    return sums, (dhidden, dkernel)
+    return sums, (dhidden, dlayer)
 
 
-def _piece(hidden, targets, weights, real, kernel, options: _Options, differentiate: bool):
+def _piece(hidden, targets, weights, real, layer, options: _Options, differentiate: bool):
     """Sums, dhidden [B, c, D], and the gradient of the product hidden @ kernel [B, c, V]."""
     B, c, _ = hidden.shape
-    flat = hidden.reshape(B * c, -1)
+    kernel, flat = layer["kernel"], hidden.reshape(B * c, -1)
     logits = _dot(flat, kernel, 1, 1 - options.vocab_axis).reshape(B, c, -1)
     logits = logits / options.scale if options.scale != 1.0 else logits
+    logits = logits + layer["bias"] if "bias" in layer else logits
     slope = None
     if options.soft_cap is not None:
         bent = jnp.tanh(logits / options.soft_cap)

@@ -21,6 +21,15 @@ def test_flags_are_added_once_and_the_users_stay():
         xla_flags.apply("gpu_overlaps", environment=environment)
 
 
+def test_programs_default_to_what_this_jaxlib_knows(monkeypatch):
+    environment = {}
+    xla_flags.apply_defaults(environment)
+    assert environment == {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type="}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.13.1")
+    xla_flags.apply_defaults(newer := {})
+    assert newer == {}
+
+
 @pytest.fixture
 def cache_setting():
     before = jax.config.jax_compilation_cache_dir

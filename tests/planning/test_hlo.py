@@ -148,6 +148,63 @@ def test_a_tpu_loop_without_a_known_count_and_a_gather_in_two_fusions():
     assert gather.asynchronous
 
 
+COPIES = """HloModule m
+
+%cut (p: f32[64,8]) -> f32[16,8] {
+  %p = f32[64,8]{1,0} parameter(0)
+  ROOT %slice.1 = f32[16,8]{1,0:T(8,128)S(1)} slice(%p), slice={[0:16], [0:8]}
+}
+
+ENTRY %main (a: f32[64,8]) -> f32[64,8] {
+  %a = f32[64,8]{1,0} parameter(0)
+  %in = (f32[64,8]{1,0:S(1)}, f32[64,8]{1,0}, u32[]{:S(2)}) copy-start(%a)
+  %near = f32[64,8]{1,0:S(1)} copy-done(%in)
+  %part = ((f32[64,8]{1,0}), f32[16,8]{1,0:S(1)}, u32[]{:S(2)}) async-start(%a), calls=%cut
+  %rows = f32[16,8]{1,0:S(1)} async-done(%part)
+  %sum = f32[64,8]{1,0:S(1)} add(%near, %near)
+  %out = (f32[64,8]{1,0}, f32[64,8]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%sum)
+  ROOT %far = f32[64,8]{1,0} copy-done(%out)
+}
+"""
+
+
+SLICED = """HloModule m
+
+%row (stack: bf16[64,4,8], i: s32[]) -> bf16[4,8] {
+  %stack = bf16[64,4,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %one = bf16[1,4,8]{2,1,0} dynamic-slice(%stack, %i, %i, %i), dynamic_slice_sizes={1,4,8}
+  ROOT %flat = bf16[4,8]{1,0} bitcast(%one)
+}
+
+%product (x: bf16[16,4], kernels: bf16[64,4,8], n: s32[]) -> bf16[16,8] {
+  %x = bf16[16,4]{1,0} parameter(0)
+  %kernels = bf16[64,4,8]{2,1,0} parameter(1)
+  %n = s32[] parameter(2)
+  %kernel = bf16[4,8]{1,0} fusion(%kernels, %n), kind=kLoop, calls=%row
+  ROOT %dot.1 = bf16[16,8]{1,0} convolution(%x, %kernel), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a: bf16[16,4], w: bf16[64,4,8], k: s32[]) -> bf16[16,8] {
+  %a = bf16[16,4]{1,0} parameter(0)
+  %w = bf16[64,4,8]{2,1,0} parameter(1)
+  %k = s32[] parameter(2)
+  ROOT %out = bf16[16,8]{1,0} fusion(%a, %w, %k), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_of_stacked_kernels_a_product_reads_its_own_also_in_a_fusion_within_a_fusion():
+    moved = traffic.hbm_bytes(hlo.parse(SLICED))
+    assert moved == 2 * (16 * 4 + 4 * 8 + 16 * 8) + 4  # and the place, an int
+
+
+def test_asynchronous_copies_move_each_byte_once_and_take_no_time_of_their_own():
+    program = hlo.parse(COPIES)
+    assert traffic.hbm_bytes(program) == (64 + 16 + 64) * 8 * 4  # in, a slice in, out
+    assert traffic.busy_seconds(program, 1.0, 1.0) == 0  # all else is in fast memory
+
+
 @pytest.mark.parametrize(
     ("n", "kernel", "out", "stride", "low", "dilate", "pairs"),
     [

@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 
 import jax
 import pytest
@@ -69,7 +73,7 @@ def test_the_table_and_the_page(capsys, tmp_path):
         assert word in out
     text = page_file.read_text()
     assert text.startswith("<!doctype html>") and "Memory of one chip" in text
-    assert "<script" not in text and "http" not in text.replace("https://arxiv.org", "")
+    assert "<script" not in text and "://" not in text.replace("https://arxiv.org", "")
 
 
 def test_state_memory_is_that_of_the_real_state():
@@ -124,6 +128,35 @@ def test_search_lists_layouts_that_divide():
         assert 16 % (layout.num_microbatches * mesh.data * mesh.fsdp) == 0
     assert {layout.mesh.tensor for layout in found} == {1, 2}  # two heads for keys and values
     assert len(set(found)) == len(found)
+
+
+SEARCHER = """
+import multiprocessing, time
+from t5x_lite.planning import search
+worker = multiprocessing.get_context("spawn").Process(target=search._end_with_parent)
+worker.start()
+print(worker.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_searchs_workers_end_with_it_even_if_it_is_killed():
+    with subprocess.Popen([sys.executable, "-c", SEARCHER], stdout=subprocess.PIPE) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 120
+    while _runs(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _runs(worker)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as file:  # one that nobody has waited for is a zombie
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
 
 
 def test_search_by_formulas_writes_the_best_as_gin(capsys, tmp_path):

@@ -2,9 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
+from t5x_lite import config
 from t5x_lite.errors import UserError
+from t5x_lite.parallel.mesh import MeshConfig, make_mesh
 from t5x_lite.planning import roofline, topologies
 
 
@@ -55,6 +58,18 @@ def test_every_slice_is_known_to_libtpu():
         topologies.abstract_devices(topologies.find("v5e:3x3"))
 
 
+def test_data_lies_across_slices_and_a_split_fsdp_along_each_ones_torus():
+    pytest.importorskip("libtpu", reason="the TPU compiler isn't installed")
+    devices = topologies.abstract_devices(topologies.find("4xv5e-16"))
+    mesh = make_mesh(MeshConfig(data=4, fsdp=16, fsdp_split=(4, 4)), devices)
+    for number, one in enumerate(mesh.devices):
+        assert {d.slice_index for d in one.flat} == {number}
+        rows = np.array([d.coords[:2] for d in one[0].flat])  # along one axis of the torus
+        assert sorted(len(set(axis)) for axis in rows.T.tolist()) == [1, 4]
+    with pytest.raises(UserError, match="on 4 slices: no axis can be divided"):
+        make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), devices[::16])
+
+
 def test_without_libtpu_it_is_said_how_to_install_it(monkeypatch):
     monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 't5x_lite\[plan\]'"):
@@ -83,19 +98,36 @@ def test_between_slices_the_network_counts():
     assert two > across and two - across == pytest.approx(one, rel=0.1)
 
 
+MESHES = [n for n in config.gin_files_under(config.shipped_gin_configs()) if "meshes/" in n]
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_shipped_meshes_are_the_slices_they_are_named_after(name):
+    place = topologies.find(name.removeprefix("meshes/").removesuffix(".gin").replace("_", "-"))
+    config.register_all()
+    with config.fresh():
+        config.parse([name], ["train.mesh = @MeshConfig()"])
+        mesh = config.evaluate("train.mesh")
+    assert mesh.fsdp_split == place.shape
+    assert math.prod(mesh.sizes(place.chips)) == place.chips
+
+
 def test_three_bounds_of_a_step():
     place = topologies.find("v5e-4")
     chip = place.chip
     rows = [{"bytes": 1.0, "overlapped": 0.25, "seconds": 4.0}]
-    times = roofline.estimate(
+    given = dict(
         topology=place, executed_flops=3 * chip.flops, model_flops=4 * chip.flops,
-        hbm_bytes=2 * chip.hbm_bandwidth, collectives=rows, tokens=1000, busy=3.5,
+        hbm_bytes=2 * chip.hbm_bandwidth, collectives=rows, tokens=1000,
     )  # fmt: skip
+    times = roofline.estimate(**given, busy=3.5)
     assert times["overlapped"] == pytest.approx(4.0)
     assert times["not_overlapped"] == pytest.approx(9.0)
     assert times["as_compiled"] == pytest.approx(3.5 + 3.0)  # three quarters wait
     assert times["mfu"] == pytest.approx(1 / 6.5)
     assert times["tokens_per_second"] == pytest.approx(1000 / 6.5)
+    # What goes on behind other instructions still has to come through the memory.
+    assert roofline.estimate(**given, busy=1.5)["as_compiled"] == pytest.approx(2.0 + 3.0)
 
 
 def test_what_a_run_costs():

@@ -1,6 +1,9 @@
 """The loss in pieces is that of whole logits: values, gradients, on a mesh too, in less memory."""
 
+import dataclasses
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +97,36 @@ def test_on_a_mesh(sizes, tied):
     assert actual[1][1].sharding.is_equivalent_to(kernel.sharding, 2)
 
 
+@pytest.mark.parametrize("sizes", [None, (2, 2, 1, 2), (1, 4, 2, 1)])
+def test_an_output_bias(sizes):
+    """BERT's and XLNet's: on one device and, split as the vocabulary is, on a mesh."""
+    hidden, head, targets, weights = problem(True, scale=2.0, cap=3.0)
+    bias = jax.random.normal(jax.random.key(5), (V,))
+
+    def expected(hidden, layer):
+        logits = soft_cap(hidden @ layer["kernel"].T / head.scale + layer["bias"], head.soft_cap)
+        return cross_entropy(logits, targets, weights, z_loss=1e-2)[0]
+
+    def actual(hidden, layer):
+        biased = dataclasses.replace(head, **layer)
+        return vocabulary_loss(hidden, biased, targets, weights, z_loss=1e-2, pieces=3).loss
+
+    layer = {"kernel": head.kernel, "bias": bias}
+    wanted = jax.jit(jax.value_and_grad(expected, (0, 1)))(hidden, layer)
+    if sizes is None:
+        assert_same(jax.jit(jax.value_and_grad(actual, (0, 1)))(hidden, layer), wanted)
+        return
+    config = MeshConfig(**dict(zip(("data", "fsdp", "context", "tensor"), sizes, strict=True)))
+    mesh = make_mesh(config, jax.devices()[: math.prod(sizes)])
+    specs = {"kernel": PartitionSpec("tensor", "fsdp"), "bias": PartitionSpec("tensor")}
+    layer = {n: jax.device_put(x, NamedSharding(mesh, specs[n])) for n, x in layer.items()}
+    with use_mesh(mesh, logical_rules()):
+        found = jax.jit(jax.value_and_grad(actual, (0, 1)))(hidden, layer)
+    assert_same(found, wanted)
+    for name, gradient in found[1][1].items():
+        assert gradient.sharding.is_equivalent_to(layer[name].sharding, gradient.ndim)
+
+
 def test_memory_is_that_of_a_piece():
     hidden = jax.ShapeDtypeStruct((4, 128, 8), jnp.float32)
     kernel = jax.ShapeDtypeStruct((8, 4096), jnp.float32)
@@ -112,11 +145,20 @@ def test_memory_is_that_of_a_piece():
     assert temporary(pieces=8) < logits / 2
 
 
-def test_bfloat16_is_near():
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_bfloat16_is_near(fsdp):
     hidden, head, targets, weights = problem(False)
     half = functools.partial(in_pieces, pieces=2)
     (loss, *_), (dhidden, dkernel) = gradients(half, hidden, head, targets, weights, weights)
-    narrow = gradients(half, hidden.astype(jnp.bfloat16), head, targets, weights, weights)
+    hidden = hidden.astype(jnp.bfloat16)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=fsdp), jax.devices()[:fsdp])
+    with use_mesh(mesh, logical_rules()):
+        narrow = gradients(half, hidden, head, targets, weights, weights)
+        loss_of = lambda *args: half(*args, head, targets, weights, weights)[0]  # noqa: E731
+        jaxpr = jax.make_jaxpr(jax.grad(loss_of, argnums=(0, 1)))(hidden, head.kernel)
+    # What travels is as wide as what is multiplied.
+    travels = re.findall(r":(\w+)\[[\d,]*\] = (?:all_gather|reduce_scatter)\[", str(jaxpr))
+    assert set(travels) == ({"bf16"} if fsdp > 1 else set())
     assert narrow[1][0].dtype == jnp.bfloat16
     assert narrow[1][1].dtype == jnp.float32
     np.testing.assert_allclose(narrow[0][0], loss, rtol=1e-2)
