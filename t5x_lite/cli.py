@@ -2,7 +2,7 @@
 
 Nothing heavy is imported here: --help answers at once, and a verb's program is imported only when
 it is about to run. Exit status: 0 done, 1 failed, 2 a mistake in the command, the config or the
-data (one line on stderr), 130 interrupted.
+data (one line on stderr; --debug shows where it was found), 130 interrupted.
 """
 
 import argparse
@@ -44,15 +44,22 @@ _DRY_RUN = ("--dry_run", dict(action="store_true",
     help="check the config, build everything, print what would run, and stop"))  # fmt: skip
 _RESTART = ("--restart", dict(type=int, default=0, metavar="N",
     help="after a crash start again, N times in a row at most (not after a mistake)"))  # fmt: skip
-_CHECKPOINT = ("--checkpoint", dict(default="latest", metavar="latest|all|STEP|PATH",
-    help="which checkpoint to evaluate (default: latest)"))  # fmt: skip
+_EVAL: tuple[Flag, ...] = (
+    ("--checkpoint", dict(default="latest", metavar="latest|all|best:METRIC|STEP[,STEP]|PATH",
+     help="which checkpoint to evaluate (default: latest)")),
+    ("--watch", dict(action="store_true",
+     help="evaluate each checkpoint once, as they come, until the run's last step")),
+    ("--html", dict(metavar="FILE",
+     help="write a page of errors; with several checkpoints, the last two side by side")),
+    *_PROCESS_FLAGS,
+)  # fmt: skip
 _INFER: tuple[Flag, ...] = (
     ("--prompt", dict(action="append", default=[], metavar="TEXT",
      help="a text to continue or to transform; may be repeated")),
     ("--input", dict(metavar="FILE", help="prompts: text lines or JSON lines; - for stdin")),
     ("--output", dict(metavar="FILE", help="where JSON lines go (default: stdout)")),
     ("--overwrite", dict(action="store_true", help="replace the output file if it exists")),
-    ("--checkpoint", dict(default="latest", metavar="latest|STEP|PATH",
+    ("--checkpoint", dict(default="latest", metavar="latest|best:METRIC|STEP|PATH",
      help="which checkpoint to use (default: latest)")),
     *_PROCESS_FLAGS,
 )  # fmt: skip
@@ -120,9 +127,29 @@ _CONVERT: tuple[Flag, ...] = (
     ("--vocabulary", dict(metavar="FILE",
      help="a SentencePiece .model, a tokenizer.json, or 'bytes' (default: what is found)")),
 )  # fmt: skip
+_REPORT: tuple[Flag, ...] = (
+    ("runs", dict(nargs="+", metavar="RUN", help="a run's folder; several are compared")),
+    ("--html", dict(metavar="FILE",
+     help="where the page goes (default: RUN/report.html; of several: compared_runs.html)")),
+    ("--json", dict(action="store_true", help="print one JSON object instead")),
+)  # fmt: skip
+_EXPLAIN: tuple[Flag, ...] = (
+    ("runs", dict(nargs="+", metavar="RUN",
+     help="a run's folder, or a checkpoint in it; with a second one, what differs")),
+    ("--text", dict(metavar="TEXT",
+     help="what to look at; with <extra_id_0> in it the model fills that in (default: a held-out "
+          "text)")),
+    ("--target", dict(metavar="TEXT", help="what the model should answer to the text")),
+    ("--top", dict(type=int, default=5, metavar="N",
+     help="how many alternatives of each token to show (default: 5)")),
+    ("--html", dict(metavar="FILE", help="write a page with attention, too")),
+    ("--json", dict(action="store_true", help="print one JSON object")),
+)  # fmt: skip
 _DOCTOR: tuple[Flag, ...] = (
     ("--json", dict(action="store_true", help="print one JSON object")),
 )  # fmt: skip
+_DEBUG = ("--debug", dict(action="store_true",
+    help="show the stack trace of every error"))  # fmt: skip
 
 
 class Verb(NamedTuple):
@@ -130,7 +157,7 @@ class Verb(NamedTuple):
 
     module: str
     help: str
-    example: str
+    example: str  # one command a line
     flags: tuple[Flag, ...] = ()
     root: str | None = None  # what it calls, once the config is read; None: it reads it itself
     gin: bool = True
@@ -140,46 +167,57 @@ VERBS = {
     "train": Verb(
         "t5x_lite.programs.train",
         "train a model, or continue where a run stopped",
-        "t5x_lite train --gin_file=FILE.gin --gin.MODEL_DIR=/tmp/run",
+        "t5x_lite train --gin_file=recipes/quickstart.gin --dry_run\n"
+        "t5x_lite train --gin_file=FILE.gin --gin.MODEL_DIR=/tmp/run --restart=3\n"
+        "t5x_lite train --gin_file=/tmp/run/config.gin --gin.train.total_steps=1000",
         (_DRY_RUN, _RESTART, *_PROCESS_FLAGS),
         root="train",
     ),
     "eval": Verb(
         "t5x_lite.programs.eval",
         "evaluate checkpoints of a run on its held-out data",
-        "t5x_lite eval --gin_file=/tmp/run/config.gin --checkpoint=latest",
-        (_CHECKPOINT, *_PROCESS_FLAGS),
+        "t5x_lite eval --gin_file=/tmp/run/config.gin --checkpoint=latest\n"
+        "t5x_lite eval --gin_file=/tmp/run/config.gin --checkpoint=all "
+        "--gin.evaluate.batch_count=10",
+        _EVAL,
         root="evaluate",
     ),
     "infer": Verb(
         "t5x_lite.programs.infer",
         "complete or transform texts with a trained model",
-        't5x_lite infer --gin_file=/tmp/run/config.gin --prompt="def main("',
+        't5x_lite infer --gin_file=/tmp/run/config.gin --prompt="def main("\n'
+        "t5x_lite infer --gin_file=/tmp/run/config.gin --input=prompts.txt --output=out.jsonl",
         _INFER,
         root="infer",
     ),
     "vocab": Verb(
         "t5x_lite.programs.vocab",
         "train a SentencePiece vocabulary on your text",
-        "t5x_lite vocab --input='texts/*.txt' --size=8000 --output=my.model",
+        "t5x_lite vocab --input='texts/*.txt' --size=8000 --output=my.model\n"
+        "t5x_lite vocab --gin_file=recipes/quickstart.gin --size=4096 --output=my.model",
         _VOCAB,
     ),
     "data": Verb(
         "t5x_lite.programs.data",
         "show a task's data, stage by stage; build TFDS datasets; cache token ids",
-        "t5x_lite data recipes/quickstart.gin --html=data.html",
+        "t5x_lite data recipes/quickstart.gin --html=data.html\n"
+        "t5x_lite data build glue/cola --data_dir=/tmp/tfds\n"
+        "t5x_lite data cache --gin_file=recipes/quickstart.gin --cache_dir=/tmp/ids",
         _DATA,
     ),
     "plan": Verb(
         "t5x_lite.programs.plan",
         "show memory, time and cost of a run on TPUs or GPUs that aren't here",
-        "t5x_lite plan --gin_file=recipes/quickstart.gin --topology=v5e-4",
+        "t5x_lite plan --gin_file=recipes/quickstart.gin --topology=v5e-4\n"
+        "t5x_lite plan --gin_file=recipes/t5_1_1_xl_c4.gin --topology=v5e-256 --search "
+        "--best=layout.gin",
         _PLAN,
     ),
     "convert": Verb(
         "t5x_lite.programs.convert",
         "convert weights from and to Hugging Face, and from T5X",
-        "t5x_lite convert --from=/tmp/run --to=/tmp/run_for_transformers",
+        "t5x_lite convert --from=/tmp/run --to=/tmp/run_for_transformers\n"
+        "t5x_lite convert --from=./t5-v1_1-small --to=/tmp/t5_small",
         _CONVERT,
         gin=False,
     ),
@@ -187,6 +225,21 @@ VERBS = {
         "t5x_lite.programs.corpus",
         "make a clean, deduplicated dataset of raw documents, with a data card",
         "t5x_lite corpus --gin_file=corpus/web_en.gin --gin.INPUT=./raw --gin.OUTPUT=./tfds",
+    ),
+    "report": Verb(
+        "t5x_lite.programs.report",
+        "show a run, or compare several, as one page that opens offline",
+        "t5x_lite report runs/quickstart\n"
+        "t5x_lite report runs/quickstart runs/quickstart_lm --html=both.html",
+        _REPORT,
+        gin=False,
+    ),
+    "explain": Verb(
+        "t5x_lite.programs.explain",
+        "look inside a model: how likely each token is, what else it expects, what it attends to",
+        't5x_lite explain runs/quickstart --text="import <extra_id_0> as np" --html=page.html\n'
+        "t5x_lite explain runs/quickstart/checkpoints/100 runs/quickstart/checkpoints/400",
+        _EXPLAIN,
     ),
     "doctor": Verb(
         "t5x_lite.programs.doctor",
@@ -202,14 +255,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)  # a log shows each line when it is printed
-    return status_of(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return status_of(lambda: _run(arguments), debug="--debug" in arguments)
 
 
-def status_of(command: Callable[[], int | None]) -> int:
+def status_of(command: Callable[[], int | None], debug: bool = False) -> int:
     """Runs `command` and returns its exit status; what went wrong is said on stderr."""
     try:
         return command() or 0
     except UserError as error:
+        if debug:
+            traceback.print_exc()
         print(f"error: {_first_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -269,12 +325,12 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"t5x_lite {verb}",
         description=f"{entry.help[0].upper()}{entry.help[1:]}.",
-        epilog=f"example:\n  {entry.example}",
+        epilog="\n  ".join(["example:", *entry.example.split("\n")]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     gin_flags = _GIN_FLAGS if entry.gin else ()
-    for name, options in (*entry.flags, *gin_flags):
+    for name, options in (*entry.flags, *gin_flags, _DEBUG):
         parser.add_argument(name, **options)
     return parser
 
@@ -285,6 +341,9 @@ def _run(argv: list[str]) -> int:
         return 0 if argv else 2
     if argv[0] == "--version":
         print(f"t5x_lite {t5x_lite.__version__}")
+        return 0
+    if argv[0].partition("=")[0] == "--completion":
+        print(_completion(*"=".join(argv).split("=")[1:]), end="")
         return 0
     args = parse_args(argv)
     verb = VERBS[args.verb]
@@ -306,6 +365,9 @@ def _run(argv: list[str]) -> int:
             verb.root,
             trust=args.trust_config,
         )
+        from t5x_lite.parallel import xla_flags
+
+        xla_flags.apply_defaults()  # before jax starts a backend
     return importlib.import_module(verb.module).main(args)
 
 
@@ -314,8 +376,20 @@ def _overview() -> str:
     verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
     return (
         f"usage: t5x_lite VERB [flags]\n\n{verbs}\n\n"
-        "t5x_lite VERB --help shows the flags of a verb, t5x_lite --version the version."
+        "t5x_lite VERB --help shows the flags of a verb, t5x_lite --version the version;\n"
+        "source <(t5x_lite --completion bash) lets the shell complete them (zsh, fish: as well)."
     )
+
+
+def _completion(shell: str = "", *more: str) -> str:
+    from t5x_lite import completion
+
+    if shell not in completion.SHELLS or more:
+        known = ", ".join(completion.SHELLS)
+        raise UserError(f"--completion is for a shell: {known}; found '{shell}'.")
+    parsers = {name: verb_parser(name) for name in VERBS}
+    helps = {name: verb.help for name, verb in VERBS.items()}
+    return completion.script(shell, parsers, helps, completion.shipped_recipes())
 
 
 def _take_bindings(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -70,10 +70,11 @@ def test_verbs_and_flags_are_these():
     surface = {}
     for name in cli.VERBS:
         actions = cli.verb_parser(name)._actions
-        surface[name] = [flag for action in actions for flag in action.option_strings][2:]
+        *surface[name], last = [flag for action in actions for flag in action.option_strings][2:]
+        assert last == "--debug"
     assert surface == {
         "train": ["--dry_run", "--restart", *PROCESS_FLAGS, *GIN_FLAGS],
-        "eval": ["--checkpoint", *PROCESS_FLAGS, *GIN_FLAGS],
+        "eval": ["--checkpoint", "--watch", "--html", *PROCESS_FLAGS, *GIN_FLAGS],
         "infer": ["--prompt", "--input", "--output", "--overwrite", "--checkpoint",
                   *PROCESS_FLAGS, *GIN_FLAGS],
         "vocab": ["--input", "--output", "--size", "--model_type", "--extra_ids",
@@ -84,6 +85,8 @@ def test_verbs_and_flags_are_these():
                  "--budget_minutes", "--workers", "--best", "--cache_dir", *GIN_FLAGS],
         "convert": ["--from", "--to", "--format", "--dtype", "--config", "--vocabulary"],
         "corpus": [*GIN_FLAGS],
+        "report": ["--html", "--json"],
+        "explain": ["--text", "--target", "--top", "--html", "--json", *GIN_FLAGS],
         "doctor": ["--json"],
     }  # fmt: skip
 
@@ -155,6 +158,7 @@ def test_help_shows_the_flags_and_an_example(name, capsys):
     assert left.value.code == 0
     text = capsys.readouterr().out
     assert f"example:\n  t5x_lite {name}" in text
+    assert text.endswith(cli.VERBS[name].example.split("\n")[-1] + "\n")
     assert all(flag in text for flag, _ in cli.VERBS[name].flags)
 
 
@@ -162,9 +166,10 @@ def test_help_shows_the_flags_and_an_example(name, capsys):
 def test_examples_are_commands_that_are_understood(name):
     import shlex
 
-    command, *argv = shlex.split(cli.VERBS[name].example)
-    assert command == "t5x_lite"
-    assert cli.parse_args(argv).verb == name
+    for example in cli.VERBS[name].example.split("\n"):
+        command, *argv = shlex.split(example)
+        assert command == "t5x_lite"
+        assert cli.parse_args(argv).verb == name
 
 
 def test_the_command_alone_shows_the_verbs(capsys):
@@ -181,7 +186,7 @@ def test_the_command_alone_shows_the_verbs(capsys):
     "command, message",
     [
         ("trian", "unknown verb 'trian'. Did you mean 'train'?"),
-        ("xyz", "Known: train, eval, infer, vocab, data, plan, convert, corpus, doctor."),
+        ("xyz", "Known: train, eval, infer, vocab, data, plan, convert, corpus, report, explain,"),
         ("--gin_file=x train", "the verb comes first: t5x_lite train|"),
         ("train --dryrun", "train has no argument '--dryrun'. Did you mean '--dry_run'?"),
         ("train --gin_flie=a.gin", "Did you mean '--gin_file'?"),
@@ -238,6 +243,10 @@ def test_exit_status_and_what_is_printed(verb, capsys):
         "error: bread: none found.\n",
     )
     assert fail(KeyboardInterrupt()) == (130, "interrupted\n")
+    verb(lambda args: (_ for _ in ()).throw(UserError("bread: none found.")))
+    assert cli.main(["toast", "--debug"]) == 2
+    traced = capsys.readouterr().err
+    assert traced.startswith("Traceback") and traced.endswith("\nerror: bread: none found.\n")
     status, text = fail(ZeroDivisionError("burnt"))
     assert status == 1 and "Traceback" in text and "burnt" in text
     verb(lambda args: 7)

@@ -1,7 +1,10 @@
 """What the documentation shows is run: its commands in their order, its Python as it stands."""
 
 import argparse
+import importlib.util
 import inspect
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -10,9 +13,18 @@ from pathlib import Path
 
 import pytest
 
+import t5x_lite
 from t5x_lite import cli, config
+from t5x_lite import config_checks as checks
+from t5x_lite.errors import UserError
 
 ROOT = Path(__file__).parent.parent
+PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "LOG.md")
+# What stands before or behind a dot in backquotes without being gin's.
+FILE_ENDINGS = re.compile(
+    "md|gin|py|sh|jsonl?|txt|model|html|npz|bin|parquet|gz|zst|csv|tsv|warc|xml|ipynb|safetensors"
+)
+MODULES = ("models", "numpy", "jax", "optax", "interop", "t5x_lite")
 # Appended to commands that train, so that they end soon.
 SMALL = [
     "--gin.TransformerConfig.embed_dim=16",
@@ -33,10 +45,10 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", read(document), flags=re.DOTALL)
 
 
-def commands(document: str) -> list[list[str]]:
+def commands(document: str, language: str = "bash") -> list[list[str]]:
     """The `t5x_lite ...` commands of a document, split as the shell does."""
     found = []
-    for block in blocks(document, "bash"):
+    for block in blocks(document, language):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["t5x_lite"]:
@@ -46,6 +58,7 @@ def commands(document: str) -> list[list[str]]:
 
 def shrink(words: list[str]) -> list[str]:
     if words[0] == "train" and not any("config.gin" in word for word in words):
+        words = [re.sub(r"^--gin.TOTAL_STEPS=\d+", "--gin.TOTAL_STEPS=2", word) for word in words]
         steps = [] if any("TOTAL_STEPS" in w for w in words) else ["--gin.TOTAL_STEPS=2"]
         return [*words, *SMALL, *steps]
     if words[0] == "train":  # longer, from a run's own configuration
@@ -63,6 +76,30 @@ def run(document: str, *more: str) -> set[str]:
     return {words[0] for words in commands(document)}
 
 
+def build(document: str) -> set[str]:
+    """The same without training: what would train is built, and what needs a run is parsed."""
+    for words in commands(document):
+        if any("config.gin" in word for word in words):
+            assert cli.parse_args(words).verb == words[0]
+            continue
+        with config.fresh():
+            dry = ["--dry_run"] if words[0] == "train" and "--dry_run" not in words else []
+            assert cli.main([*shrink(words), *dry]) == 0, words
+    return {words[0] for words in commands(document)}
+
+
+def write_files(document: str) -> None:
+    """Writes the files that a document shows: "`name`:" and then a block."""
+    shown = r"`([\w.]+\.(?:gin|py))`[^`]*:\n\n```\w+\n(.*?)```"
+    for name, text in re.findall(shown, read(document), flags=re.DOTALL):
+        Path(name).write_text(text)
+
+
+def write_books() -> None:
+    Path("books").mkdir()
+    Path("books", "argparse.txt").write_text(inspect.getsource(argparse))
+
+
 def test_the_commands_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
@@ -75,6 +112,155 @@ def test_the_commands_of_the_page_on_reliability(tmp_path, monkeypatch):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "argparse.txt").write_text(inspect.getsource(argparse))
     assert run("docs/reliability.md", "--gin.VOCABULARY_SIZE=1000") == {"train"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current folder, with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("T5X_LITE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "runs").mkdir()
+    return tmp_path
+
+
+def test_the_first_hour_and_the_pages_on_what_is_trained(folder):
+    """What they train is trained by the README's commands, and those of docs/your_data.md."""
+    write_books()
+    write_files("docs/first_hour.md")
+    verbs = {"doctor", "vocab", "train", "eval", "infer", "data"}
+    assert build("docs/first_hour.md") == verbs
+    for page in ("models", "sharding", "objectives"):
+        assert build(f"docs/{page}.md")
+
+
+def test_the_page_on_extending(folder, capsys, monkeypatch):
+    """A model, an objective, a dataset and an optimizer from outside of the package."""
+    write_files("docs/extending.md")
+    monkeypatch.syspath_prepend(str(folder))
+    with config.fresh():
+        assert commands("docs/extending.md") == [["train", "--gin_file=mine.gin"]]
+        assert cli.main(["train", "--gin_file=mine.gin"]) == 0, capsys.readouterr().err
+        assert "my_parts" in Path("runs/mine/config.gin").read_text()
+    lines = [json.loads(line) for line in Path("runs/mine/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("page", ["exchange", "from_t5x", "from_hugging_face", "launch"])
+def test_commands_that_need_files_are_understood(page, folder):
+    """Their gin files are read, too; the files that those name needn't be there."""
+    write_files(f"docs/{page}.md")
+    blocks_of = commands(f"docs/{page}.md") + commands(f"docs/{page}.md", "sh")
+    assert blocks_of
+    for words in blocks_of:
+        arguments = cli.parse_args(words)
+        files = getattr(arguments, "gin_file", [])
+        if all(Path(name).exists() for name in files):
+            with config.fresh():
+                config.parse(files, getattr(arguments, "gin_bindings", []))
+
+
+def test_errors_are_answered_as_the_page_on_errors_says(folder, capsys):
+    write_books()
+    shown = re.findall(r"^\$ t5x_lite (.*)\n(error: .*)$", read("docs/faq.md"), flags=re.MULTILINE)
+    assert len(shown) > 9
+    for command, error in shown:
+        with config.fresh():
+            assert cli.main(shlex.split(command)) == 2, command
+        pattern = ".*".join(map(re.escape, error.split("...")))
+        assert re.fullmatch(pattern, capsys.readouterr().err.splitlines()[-1]), command
+
+
+def test_scripts_are_called_as_they_want_to_be(folder):
+    """The commands `bash launch/...` of README and docs, in dry runs, and what they then train."""
+    found = set()
+    for document in ["README.md", *(f"docs/{page.name}" for page in PAGES)]:
+        for line in "".join(blocks(document, "sh")).replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] != ["bash"]:
+                continue
+            found.add(words[1])
+            assert (ROOT / words[1]).exists(), line
+            if words[1] in ("launch/quickstart.sh", "launch/test.sh"):
+                continue
+            place = words.index("--") if "--" in words else len(words)
+            done = subprocess.run(
+                ["bash", ROOT / words[1], *words[2:place], "--dry_run", *words[place:]],
+                env={"PATH": "/usr/bin:/bin", "TMPDIR": str(folder), "HOME": str(folder)},
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            trained = words[place + 1 :]
+            if trained:
+                verb = [] if trained[0] == "train" else ["train"]
+                arguments = cli.parse_args([*verb, *trained])
+                with config.fresh():
+                    config.parse(arguments.gin_file, arguments.gin_bindings, root="train")
+    assert {Path(name).name for name in found} >= {"tpu_vm.sh", "gke.sh", "slurm.sh", "gpus.sh"}
+
+
+def test_names_in_the_pages_exist():
+    """Every `Name.parameter` in backquotes; of the tables of from_t5x.md their right column."""
+    config.register_all()
+    checked, wrong = 0, []
+    for page in PAGES:
+        for line in page.read_text().splitlines():
+            if page.name in ("from_t5x.md", "from_hugging_face.md") and line.startswith("|"):
+                line = line.split("|")[2]
+            last = ""
+            for code in re.findall(r"`([^`]+)`", line):
+                # "`Loss.z_loss`, `.normalizer`": of the one before.
+                match = re.match(r"(?:--gin\.)?([A-Za-z]\w*)?\.(\w+)(?= |$|=)", code)
+                if not match or FILE_ENDINGS.fullmatch(match[2]) or match[1] in ("tl", "t5x"):
+                    continue
+                name = match[1] or last
+                if name in MODULES or not name:
+                    continue
+                last = name
+                where = f"{page.name}: {code}"
+                checked += 1
+                try:
+                    checks.check_parameter(checks.find_configurable(name, where), match[2], where)
+                except UserError as error:
+                    wrong.append(str(error))
+    assert not wrong and checked > 60
+
+
+def test_the_page_on_models_names_every_shipped_one():
+    named = set()
+    for stem, sizes in re.findall(r"`(\w+?)(?:\{([\w,]+)\})?\.gin`", read("docs/models.md")):
+        named |= {stem + size for size in sizes.split(",")}
+    shipped = {file.stem for file in (ROOT / "gin_configs" / "models").glob("*.gin")}
+    # The others are what the sizes of a family share.
+    families = {name for name in shipped if any(n.startswith(f"{name}_") for n in shipped)}
+    assert named <= shipped and shipped - named <= families
+
+
+def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path):
+    if not importlib.util.find_spec("mkdocstrings"):
+        pytest.skip(
+            "mkdocs-material and mkdocstrings aren't installed: pip install 't5x_lite[docs]'"
+        )
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pages = {page.stem for page in tmp_path.glob("*.html")}
+    assert pages >= {page.stem for page in PAGES}
+    text = {
+        file: file.read_text() for file in tmp_path.rglob("*") if file.suffix in (".html", ".css")
+    }
+    for file, content in text.items():
+        loaded = re.findall(
+            r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=\"?(https?:[^\" >]*)", content
+        )
+        loaded += re.findall(r"(?:url\(|@import )[\"']?(https?:[^\"')]*)", content)
+        assert not [url for url in loaded if "rel=canonical" not in url], file
+    # The library's page has every public name, with its signature.
+    library = text[tmp_path / "api.html"]
+    assert all(f'id="t5x_lite.{name}"' in library for name in t5x_lite._NAMES)
 
 
 def test_the_programs_and_tests_that_the_page_on_reliability_names_exist():

@@ -11,7 +11,8 @@ from t5x_lite.programs.train import train
 SHIPPED = config.gin_files_under(config.shipped_gin_configs())
 MODELS = [name for name in SHIPPED if name.startswith("models/")]
 RECIPES = [name for name in SHIPPED if name.startswith("recipes/")]
-FAMILIES = {"models/t5_1_0.gin", "models/t5_1_1.gin", "models/lm.gin"}  # sizes include these
+FAMILIES = {"models/t5_1_0.gin", "models/t5_1_1.gin", "models/lm.gin"}
+FAMILIES |= {"models/gemma2.gin", "models/gemma3.gin", "models/bert.gin", "models/xlnet.gin"}
 
 PARAMETERS = {
     "models/t5_1_1_tiny.gin": 518_240,
@@ -33,6 +34,10 @@ PARAMETERS = {
     "models/mt5_large.gin": 1_229_581_312,
     "models/mt5_xl.gin": 3_742_619_648,
     "models/mt5_xxl.gin": 12_921_057_280,
+    "models/umt5_small.gin": 306_601_984,
+    "models/umt5_base.gin": 592_043_520,
+    "models/umt5_xl.gin": 3_768_356_864,
+    "models/umt5_xxl.gin": 12_972_531_712,
     "models/byt5_small.gin": 299_637_760,
     "models/byt5_base.gin": 581_653_248,
     "models/llama2_7b.gin": 6_738_415_616,
@@ -41,10 +46,29 @@ PARAMETERS = {
     "models/mistral_7b.gin": 7_241_732_096,
     "models/qwen2_5_0_5b.gin": 494_032_768,
     "models/qwen3_0_6b.gin": 596_049_920,
+    "models/gemma2_2b.gin": 2_614_341_888,
+    "models/gemma2_9b.gin": 9_241_705_984,
+    "models/gemma2_27b.gin": 27_227_128_320,
+    "models/gemma3_270m.gin": 268_098_176,
+    "models/gemma3_1b.gin": 999_885_952,
+    "models/gemma3_4b.gin": 3_880_263_168,  # and of the larger ones without what sees images
+    "models/gemma3_12b.gin": 11_766_034_176,
+    "models/gemma3_27b.gin": 27_009_346_304,
+    "models/mixtral_8x7b.gin": 46_702_792_704,
+    "models/qwen3_30b_a3b.gin": 30_532_122_624,
     "models/gpt2.gin": 124_439_808,
     "models/gpt2_medium.gin": 354_823_168,
     "models/gpt2_large.gin": 774_030_080,
     "models/gpt2_xl.gin": 1_557_611_200,
+    # The body as published, and the heads of pretraining.
+    "models/bert_tiny.gin": 4_385_920 + 47_548,
+    "models/bert_mini.gin": 11_170_560 + 97_340,
+    "models/bert_small.gin": 28_763_648 + 295_228,
+    "models/bert_medium.gin": 41_373_184 + 295_228,
+    "models/bert_base.gin": 109_482_240 + 624_188,
+    "models/bert_large.gin": 335_141_888 + 1_084_220,
+    "models/xlnet_base.gin": 116_718_336 + 32_000,
+    "models/xlnet_large.gin": 360_268_800 + 32_000,
     # LM: V d + d + L (4 d^2 + 3 d f + 2 d), and V d more where untied.
     "models/lm_125m.gin": 109_628_160,
     "models/lm_350m.gin": 341_230_592,
@@ -84,7 +108,7 @@ def test_recipes_parse_build_and_lower_on_eight_devices(name, tmp_path, capsys):
         "MeshConfig.data=2",
         "MeshConfig.fsdp=4",
     ]
-    for macro in ("VOCABULARY_FILE", "TFDS_DATA_DIR", "TEXT"):
+    for macro in ("VOCABULARY_FILE", "TFDS_DATA_DIR", "TEXT", "DATA", "VALIDATION_DATA"):
         if f"%{macro}" in _all_text(name):
             bindings.append(f"{macro}='nowhere'")
     config.parse([name], bindings)

@@ -1,6 +1,5 @@
 """The data card: what is in a dataset, what was taken out and why; as facts and as a page."""
 
-import html
 import platform
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -9,6 +8,7 @@ from typing import Any
 import t5x_lite
 from t5x_lite.corpus.settings import Corpus
 from t5x_lite.corpus.tally import Tally
+from t5x_lite.page import document, escape
 
 _PACKAGES = ("apache-beam", "tensorflow-datasets", "array-record", "rensa", "py3langid", "ftfy",
              "resiliparse", "warcio")  # fmt: skip
@@ -67,14 +67,8 @@ def size(number: float) -> str:
 # ---------------------------------------------------------------------------------------- the page
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; width: 100% }
-td { border-top: 1px solid #8884; padding: .2rem .6rem; vertical-align: top }
-td.number { text-align: right; white-space: nowrap } td.bar { width: 40% }
-.bar div { background: #4a7; height: .9em; margin-top: .3em }
-pre { margin: .2rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px }
-summary { cursor: pointer } small { opacity: .7 }
-@media (prefers-color-scheme: dark) { body { background: #111; color: #ddd } }
+td.bar { width: 40%; display: table-cell; background: none; height: auto; border-radius: 0 }
+td.bar div { background: #4a7; height: .9em; margin-top: .3em }
 """
 _TITLES = {
     "result": "Result",
@@ -102,12 +96,11 @@ _TITLES = {
 
 def page(found: Mapping[str, Any]) -> str:
     """One HTML page without scripts or links; all text is escaped."""
-    title = html.escape(f"{found['name']} {found['version']}")
-    parts = [f"<p>{html.escape(found['description'])}</p>"]
+    parts = [f"<p>{escape(found['description'])}</p>"]
     tables = found["tables"]
     for name in [*_TITLES, *sorted(set(tables) - set(_TITLES))]:
         if tables.get(name):
-            parts.append(f"<h2>{html.escape(_TITLES.get(name, name))}</h2>")
+            parts.append(f"<h2>{escape(_TITLES.get(name, name))}</h2>")
             parts.append(_chart(name, tables[name]))
     if "vocabulary" in found:
         parts.append("<h2>Vocabulary</h2>" + _vocabulary(found["vocabulary"]))
@@ -115,18 +108,14 @@ def page(found: Mapping[str, Any]) -> str:
     parts += _samples(found["samples"])
     parts.append("<h2>Not read, by name</h2>")
     for kind, names in sorted(found["not read"].items()):
-        shown = html.escape("\n".join(names))
-        parts.append(f"<details><summary>{html.escape(kind)}</summary><pre>{shown}</pre></details>")
+        shown = escape("\n".join(names))
+        parts.append(f"<details><summary>{escape(kind)}</summary><pre>{shown}</pre></details>")
     parts.append("<h2>How it was made</h2>" + _list(found["settings"]))
     parts.append("<h2>Versions</h2>" + _list(found["versions"]))
-    limits = "".join(f"<li>{html.escape(limit)}</li>" for limit in found["limits"])
+    limits = "".join(f"<li>{escape(limit)}</li>" for limit in found["limits"])
     parts.append(f"<h2>Known limits</h2><ul>{limits}</ul>")
-    body = "\n".join(parts)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"{body}\n</body>\n</html>\n"
-    )
+    title = f"{found['name']} {found['version']}"
+    return document(title, "\n".join(parts), style=_STYLE)
 
 
 def _chart(name: str, rows: Mapping[str, int], most: int = 30) -> str:
@@ -145,7 +134,7 @@ def _chart(name: str, rows: Mapping[str, int], most: int = 30) -> str:
         if name in ("input", "result"):  # of several units
             bar = ""
         cells.append(
-            f'<tr><td>{html.escape(label)}</td><td class="number">{value}</td>'
+            f'<tr><td>{escape(label)}</td><td class="number">{value}</td>'
             f'<td class="bar">{bar}</td></tr>'
         )
     if len(ordered) > most:
@@ -165,8 +154,8 @@ def _vocabulary(report: Mapping[str, Any]) -> str:
         tokens = report["estimated tokens"].get(language, 0)
         cells = [f"{row['documents']:,}", *(f"{row[name]:.4g}" for name in columns), f"{tokens:,}"]
         shown = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-        rows.append(f"<tr><td>{html.escape(language)}</td>{shown}</tr>")
-    where = html.escape(report["split"])
+        rows.append(f"<tr><td>{escape(language)}</td>{shown}</tr>")
+    where = escape(report["split"])
     return (
         f"<table>{''.join(rows)}</table><p>Measured on the split {where}; tokens are the "
         "language's bytes by its bytes per token.</p>"
@@ -176,17 +165,14 @@ def _vocabulary(report: Mapping[str, Any]) -> str:
 def _samples(samples: Mapping[str, list]) -> Iterator[str]:
     for reason, rows in sorted(samples.items()):
         shown = "".join(
-            f"<small>{html.escape(note)}</small><pre>{html.escape(text)}</pre>"
-            for _, text, note in rows
+            f"<small>{escape(note)}</small><pre>{escape(text)}</pre>" for _, text, note in rows
         )
-        yield f"<details><summary>{html.escape(reason)}</summary>{shown}</details>"
+        yield f"<details><summary>{escape(reason)}</summary>{shown}</details>"
 
 
 def _list(values: Mapping[str, Any]) -> str:
     rows = []
     for label, value in values.items():
         text = "\n".join(value) if isinstance(value, list) else str(value)
-        rows.append(
-            f"<tr><td>{html.escape(label)}</td><td><pre>{html.escape(text)}</pre></td></tr>"
-        )
+        rows.append(f"<tr><td>{escape(label)}</td><td><pre>{escape(text)}</pre></td></tr>")
     return "<table>" + "\n".join(rows) + "</table>"

@@ -110,8 +110,9 @@ class Stream:
 class _Gzip:
     """Reads gzip members one after the other; unlike GzipFile, hands out all before a damage."""
 
-    def __init__(self, file: BinaryIO):
-        self._file, self._member, self._data = file, None, b""
+    def __init__(self, file: Any):  # a file with `peek`
+        self._file, self._data = file, b""
+        self._member: Any = None  # what unpacks the present one
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes; b"" at the end. Raises EOFError or zlib.error."""

@@ -5,7 +5,7 @@ compare and print by value. A filter's thresholds are its fields, each with the 
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 # text, id, source, url, language, license: str; scores: {name: float}. While it is cleaned also
 # counts: {name: int}, what steps found or removed in it; they are summed in the data card.
@@ -50,6 +50,6 @@ def rules_of(filter_class: type[Filter]) -> list[tuple[str, str, Any, str]]:
     """(rule, meaning, threshold, source) of each rule of a filter."""
     return [
         (f.metadata["rule"], f.metadata["meaning"], f.default, filter_class.SOURCE)
-        for f in dataclasses.fields(filter_class)
+        for f in dataclasses.fields(cast(Any, filter_class))
         if "rule" in f.metadata
     ]

@@ -4,6 +4,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterable
+from typing import Any, cast
 
 # Letters, digits and marks inside a word; any other visible character is a word of its own, and so
 # is a ruled line, much as in spaCy's English. Chinese, Japanese and Thai have no spaces: each
@@ -44,7 +45,7 @@ def repair(text: str, form: str = "NFC") -> str:
     text = text.replace("\u2029", "\n\n")
     if not text.isascii():
         text = _ftfy()(text)
-        text = _INVISIBLE.sub("", unicodedata.normalize(form, text))
+        text = _INVISIBLE.sub("", unicodedata.normalize(cast(Any, form), text))
     text = _CONTROL.sub("", text)
     return _BLANK_LINES.sub("\n\n", _LINE_SPACE.sub("\n", text)).strip()
 

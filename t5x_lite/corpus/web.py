@@ -102,7 +102,7 @@ def wikipedia_pages(
     """
     pages: list[dict[str, str]] = []
     page: dict[str, str] = {}
-    state = {"element": "", "size": 0, "base": "", "wiki": False}
+    state: dict[str, Any] = {"element": "", "size": 0, "base": "", "wiki": False}
     parts: list[str] = []
 
     def start(element: str, attributes: dict) -> None:

@@ -69,7 +69,8 @@ class FileSource(HashSplit):
         if max_bad_records < 0:
             raise UserError(f"max_bad_records is {max_bad_records}; use 0 or more.")
         self.max_bad_records, self.max_record_bytes = max_bad_records, max_record_bytes
-        paths, validation = find_files(files), None
+        paths: list[str] = find_files(files)
+        validation: Any = None
         if validation_files is not None:
             validation = copy.copy(self)
             HashSplit.__init__(validation, 0.0)

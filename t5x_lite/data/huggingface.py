@@ -1,4 +1,4 @@
-"""Vocabularies in the JSON format of Hugging Face's `tokenizers`: GPT-2, Llama, BERT, T5, ..."""
+"""Vocabularies in the formats of Hugging Face's `tokenizers`: GPT-2, Llama, BERT, T5, ..."""
 
 import dataclasses
 import functools
@@ -25,9 +25,10 @@ _EOS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]", "<|im_end|
 @gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceVocabulary(Vocabulary):
-    """A `tokenizer.json`, read on first use. Needs the package `tokenizers`.
+    """A `tokenizer.json` or BERT's `vocab.txt`, read on first use. Needs the package `tokenizers`.
 
-    path: the file.
+    path: the file. With a `vocab.txt` goes the do_lower_case of the tokenizer_config.json beside
+      it, true if there is none.
     extra_ids: sentinels added above its ids; None: none, or those `<extra_id_*>` that it holds.
     eos: text of the token that ends a document; None: the first there is of </s>, <|endoftext|>,
       <|end_of_text|>, <eos>, [SEP], <|im_end|>.
@@ -46,7 +47,8 @@ class HuggingFaceVocabulary(Vocabulary):
 
     @functools.cached_property
     def _model(self) -> "_Model":
-        data = _read(Path(self.path).expanduser())
+        path = Path(self.path).expanduser()
+        data = _word_pieces(path) if path.suffix == ".txt" else _read(path)
         tokenizer, spec = _tokenizer(data, self.path)
         tokens = tokenizer.get_vocab(with_added_tokens=True)
         special = {t["content"] for t in spec.get("added_tokens", ()) if t["special"]}
@@ -104,6 +106,14 @@ class HuggingFaceVocabulary(Vocabulary):
     @property
     def size(self) -> int:
         return len(self._model.tokens) + self._model.added
+
+    def special_id(self, token: str) -> int | None:
+        return self._special_ids.get(token)
+
+    @functools.cached_property
+    def _special_ids(self) -> dict[str, int]:
+        held = self._model.special
+        return {t: i for i, t in enumerate(self._model.tokens) if t is not None and t in held}
 
     @property
     def num_sentinels(self) -> int:
@@ -206,13 +216,48 @@ class _Model(NamedTuple):
     byte_fallback: bool
 
 
-def _tokenizer(data: bytes, path) -> tuple[Any, dict]:
+def _package() -> Any:
     try:
         import tokenizers
     except ImportError as error:
         raise UserError(
             "HuggingFaceVocabulary needs the package tokenizers: pip install 't5x_lite[hf]'"
         ) from error
+    return tokenizers
+
+
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def _word_pieces(path: Path) -> bytes:
+    """The tokenizer.json of BERT's tokenizer with the pieces of a vocab.txt, one a line."""
+    tokenizers, lines = _package(), _read(path).decode("utf-8", "replace").splitlines()
+    pieces = {line.strip(): i for i, line in enumerate(lines)}
+    missing = [token for token in BERT_TOKENS if token not in pieces]
+    if missing or pieces["[PAD]"] != 0:
+        raise UserError(
+            f"{path} isn't a vocabulary of BERT's: expected [PAD] in its first line, and "
+            f"{', '.join(missing or BERT_TOKENS[1:])} below."
+        )
+    settings, lower = path.with_name("tokenizer_config.json"), True
+    if settings.is_file():
+        lower = bool(json.loads(settings.read_bytes()).get("do_lower_case", True))
+    model = tokenizers.models.WordPiece(pieces, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[(token, pieces[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.add_special_tokens(list(BERT_TOKENS))
+    return tokenizer.to_str().encode()
+
+
+def _tokenizer(data: bytes, path) -> tuple[Any, dict]:
+    tokenizers = _package()
     try:
         tokenizer, spec = tokenizers.Tokenizer.from_str(data.decode()), json.loads(data)
     except Exception as error:  # tokenizers raises bare Exception

@@ -73,7 +73,7 @@ class BatchLoader(Iterator[Batch]):
         seed: int,
         architecture: str,
         pack: bool | str = True,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
         split: str = "train",
         num_workers: int = 0,
     ):
@@ -193,7 +193,7 @@ def eval_batches(
     batch_size: int,
     architecture: str,
     split: str = "validation",
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
     max_batches: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every example of a split once, in order, one a row: int32 [rows, length] features.
@@ -246,7 +246,7 @@ def _lengths(
     return shapes, {name: lengths[name] for name in names}
 
 
-def _check_rows(rows: Sequence[int] | None, batch_size: int) -> list[int]:
+def _check_rows(rows: Sequence[int] | np.ndarray | None, batch_size: int) -> list[int]:
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be 1 or more.")
     rows = range(batch_size) if rows is None else rows

@@ -123,7 +123,7 @@ class ConcatStream(RowStream):
     """A row stream whose every example is a row, with documents as segments."""
 
     def __init__(self, *args, packer: ConcatPacker):
-        super().__init__(*args, None)
+        super().__init__(*(*args, None))
         self._concat = packer
 
     def next_row(self) -> Row:

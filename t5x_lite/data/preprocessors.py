@@ -231,8 +231,15 @@ class FlatMap(Source):
 
     def __init__(self, source: Source, function: Callable[[Record], Sequence[Record]]):
         self.source, self.function = source, function
-        self.splits, self.num_files = source.splits, source.num_files
         self._ends: np.ndarray | None = None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self.source.splits
+
+    @property
+    def num_files(self) -> int:
+        return self.source.num_files
 
     @property
     def ends(self) -> np.ndarray:

@@ -25,4 +25,4 @@ def generator_at(*coordinates: int) -> np.random.Generator:
     """
     key = b"".join(int(c).to_bytes(8, "little") for c in coordinates)
     words = np.frombuffer(hashlib.blake2b(key, digest_size=32).digest(), "<u8").astype(np.uint64)
-    return np.random.Generator(np.random.PCG64(_Words(words)))
+    return np.random.Generator(np.random.PCG64(_Words(words)))  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ class Source:
 class Subset(Source):
     """The records of `parent` at `indices`: one of its splits, of that `name`."""
 
-    def __init__(self, parent: Source, name: str, indices: Sequence[int], num_bytes: int):
+    def __init__(self, parent: Any, name: str, indices: Sequence[int] | np.ndarray, num_bytes: int):
         self.parent, self.indices, self.num_bytes = parent, indices, num_bytes
         self.splits = (name,)
         self.num_files = parent.num_files

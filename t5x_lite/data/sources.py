@@ -19,6 +19,7 @@ import sysconfig
 import tokenize
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import gin
 import numpy as np
@@ -171,7 +172,9 @@ class FromFunction(Source):
         return len(self._all) if self.length is None else self.length
 
     def __getitem__(self, index: int) -> Record:
-        return self._all[index] if self.length is None else _as_record(self.function(int(index)))
+        if self.length is None:
+            return self._all[index]
+        return _as_record(cast(Any, self.function(int(index))))
 
     @property
     def fingerprint(self) -> str:

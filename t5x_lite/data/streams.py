@@ -15,6 +15,7 @@ import bisect
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class TaskReader:
     def __init__(self, task: Task, split: str, seed: int, lengths: Mapping[str, int]):
         self.task, self.lengths = task, lengths
         if task.source.tokenized:
-            task.source.check(task)
+            cast(Any, task.source).check(task)
         self.records = task.source.split(split)
         self.segment_length = task.objective.segment_length(lengths)
         self._key = f"{seed}/{task.name}"
@@ -87,7 +88,7 @@ class TaskReader:
 
     def in_order(self) -> Iterator[tuple[int, Tokens]]:
         """(0, tokens), (1, tokens), ...: the records, or segments of all text, each once."""
-        found = (self._tokens(i, i) for i in range(len(self.records)))
+        found: Any = (self._tokens(i, i) for i in range(len(self.records)))
         if self.segment_length is not None:
             found = split_documents(found, merge=None, segment_length=self.segment_length)
         return enumerate(filter(_any_tokens, found))
@@ -190,6 +191,7 @@ class RowStream:
         while missing:
             document, used = self._next_document(task), self._used[task]
             start = start or (self._draw(task), used)
+            assert isinstance(document, np.ndarray), "only records without segments are dicts"
             pieces.append(document[used : used + missing])
             missing -= len(pieces[-1])
             self._used[task] += len(pieces[-1])

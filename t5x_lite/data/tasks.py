@@ -27,8 +27,11 @@ class Task:
     name: keys the order of the documents and the noise, together with the seed.
     preprocessors: functions of a record that return a record, or None to drop it, in order.
 
+    metrics: functions of (targets, predictions) by which it is judged: t5x_lite.evaluation.metrics.
+
     The objective reads {"text": str} of a record; one that takes each record as one example
-    (TextToText) reads the strings under its features' names.
+    (TextToText) reads the strings under its features' names. For metrics, a record may hold more:
+    see t5x_lite.data.templates.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Task:
     objective: Objective
     vocabulary: Vocabulary
     preprocessors: Sequence[Preprocessor] = ()
+    metrics: Sequence[Callable] = ()
 
     @functools.cached_property
     def num_examples(self) -> int:
@@ -65,7 +69,7 @@ class Task:
 
     def document(self, records: Source, index: int) -> np.ndarray:
         """Tokens of a record's text, int32 [tokens]; none if it is blank or dropped."""
-        record = self._record(records, index)
+        record = self.record(records, index)
         tokens = self._encode(record, "text", index) if record else np.zeros(0, np.int32)
         if len(tokens) and self.objective.document_eos:
             tokens = np.concatenate((tokens, np.array([self.vocabulary.eos_id], np.int32)))
@@ -73,7 +77,7 @@ class Task:
 
     def fields(self, records: Source, index: int) -> dict[str, np.ndarray]:
         """Tokens of each key that the objective reads of a record; {} if it is dropped."""
-        record = self._record(records, index)
+        record = self.record(records, index)
         names = getattr(self.objective, "reads", self.objective.features) if record else ()
         return {name: self._encode(record, name, index) for name in names}
 
@@ -87,7 +91,8 @@ class Task:
         example = self.objective(tokens, rng, self.vocabulary, lengths)
         return finish_example(example, lengths, self.objective.append_eos, self.vocabulary.eos_id)
 
-    def _record(self, records: Source, index: int) -> Record | None:
+    def record(self, records: Source, index: int) -> Record | None:
+        """A record as the preprocessors leave it; None if they drop it."""
         record = records[index]
         if self.source.tokenized:
             return record

@@ -166,7 +166,8 @@ class ParallelFiles(HashSplit):
         columns = [column.index for column in self.columns.values()]
         rows = zip(*(index.hashes.tolist() for index in columns), strict=True)
         hashes = [hash64(repr(row).encode()) for row in rows]
-        return Index(np.array(hashes, np.uint64), sum(index.sizes for index in columns))
+        sizes = np.sum([index.sizes for index in columns], axis=0)
+        return Index(np.array(hashes, np.uint64), sizes)
 
     def __getitem__(self, index: int) -> Record:
         return {key: column[index]["text"] for key, column in self.columns.items()}

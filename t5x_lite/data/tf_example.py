@@ -6,6 +6,7 @@ frames: length uint64, masked CRC-32C of it uint32, data, CRC of that uint32 (li
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -46,8 +47,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """(number, content) of a message's fields."""
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, content) of a message's fields; the content is bytes, or an int."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

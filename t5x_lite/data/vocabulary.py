@@ -50,6 +50,11 @@ class Vocabulary(abc.ABC):
         The array may be read-only. Lone surrogates, which UTF-8 can't hold, are read as "?".
         """
 
+    def special_id(self, token: str) -> int | None:
+        """The id of a special token, which no text encodes to, such as "[MASK]"; None if it has
+        none of this name."""
+        return None
+
     @abc.abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of `ids`: pad and EOS skipped, sentinels as `<extra_id_i>`.

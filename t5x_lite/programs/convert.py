@@ -42,8 +42,8 @@ def main(args: argparse.Namespace) -> int:
 def described(source: Source, shapes: dict[str, Shape]) -> str:
     """One line on a model: its architecture, size and dtype."""
     c = source.config
-    layers = f"{c.num_decoder_layers} layers"
-    if c.has_encoder:
+    layers = f"{c.num_decoder_layers or c.num_encoder_layers} layers"
+    if c.architecture == "encoder_decoder":
         layers = f"{c.num_encoder_layers} + {layers}"
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     return f"{c.architecture}, {layers}, {count:,} parameters, {np.dtype(source.dtype).name}"

@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
     from t5x_lite.corpus.pipeline import build
     from t5x_lite.corpus.settings import Corpus
 
-    corpus = Corpus()
+    corpus = Corpus()  # type: ignore[call-arg] # gin gives the rest
     with contextlib.ExitStack() as stack:
         if not corpus.target.exists():
             corpus.work.mkdir(parents=True, exist_ok=True)

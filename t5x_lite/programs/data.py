@@ -21,7 +21,8 @@ _TFRECORD = "TFDS writes tfrecord with TensorFlow only"
 
 
 def main(args: argparse.Namespace) -> int:
-    action, *rest = [*args.what, ""]
+    what: list[str] = [*args.what, ""]
+    action, rest = what[0], what[1:]
     if action == "build":
         build(rest[0], args.data_dir, args.file_format)
         return 0

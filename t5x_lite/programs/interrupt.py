@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,7 +19,7 @@ class Interrupt:
 
     def __init__(self):
         self.signal: str | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
         self._several = jax.process_count() > 1
 
     def __enter__(self) -> "Interrupt":

@@ -63,6 +63,7 @@ class Setup:
     def tokens_per_batch(self) -> int:
         """Tokens of input and target, padding included."""
         names = ("encoder_input_tokens", "decoder_target_tokens")
+        names += ("encoder_anchor", "encoder_positive", "encoder_negative")
         return self.batch_size * sum(self.feature_lengths.get(name, 0) for name in names)
 
     def place_all(self, batches: Iterable[Features]) -> Iterator[dict[str, jax.Array]]:
@@ -105,7 +106,7 @@ def set_up(
             f"{model.vocab_size}: set TransformerConfig.vocab_size to at least {vocabulary_size} "
             f"(a multiple of 128 is fast: {math.ceil(vocabulary_size / 128) * 128})."
         )
-    sizes = feature_lengths(dict(lengths), model.architecture, objective.features, pack)
+    sizes = feature_lengths(dict(lengths), model.architecture, objective.features, bool(pack))
     longest = max(sizes.values())
     if model.positions == "learned" and longest > model.max_positions:
         raise UserError(

@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
@@ -12,7 +12,6 @@ from t5x_lite import config
 from t5x_lite.data.loader import BatchLoader, prefetch
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
-from t5x_lite.evaluation.samples import predict_samples
 from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import TransformerConfig
 from t5x_lite.models.flops import train_flops
@@ -23,19 +22,22 @@ from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.planning.check import predicted_and_measured
 from t5x_lite.programs import describe, folder
 from t5x_lite.programs.build import build
+from t5x_lite.programs.exports import CheckpointConfig, ExportingCheckpoints
 from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.interrupt import Interrupt
 from t5x_lite.programs.lock import Lock
 from t5x_lite.programs.recorder import Recorder, say
 from t5x_lite.programs.setup import set_up
 from t5x_lite.training import garbage
-from t5x_lite.training.checkpoints import CheckpointConfig, Checkpoints
 from t5x_lite.training.goodput import Goodput
 from t5x_lite.training.guards import SpikeGuard
+from t5x_lite.training.pair_losses import ContrastiveLoss
 from t5x_lite.training.recovery import restore_newest, save_surely
+from t5x_lite.training.services import Service
 from t5x_lite.training.state import init_state
 from t5x_lite.training.step import Loss
 from t5x_lite.training.watchdog import WatchdogConfig
+from t5x_lite.training.watches import Watches
 
 
 def main(args: argparse.Namespace) -> int:
@@ -57,7 +59,7 @@ def train(
     batch_size: int,
     total_steps: int,
     optimizer: Any,
-    loss: Loss | None = None,
+    loss: Loss | ContrastiveLoss | None = None,
     mesh: MeshConfig | None = None,
     pack: bool = True,
     seed: int = 0,
@@ -69,6 +71,9 @@ def train(
     eval_period: int = 1000,
     eval_batch_count: int | None = 20,
     num_samples: int = 3,
+    sample_period: int = 0,
+    trackers: Sequence[Service] = (),
+    watches: Watches | None = None,
     max_bad_steps: int = 10,
     spike_guard: SpikeGuard | None = None,
     watchdog: WatchdogConfig | None = None,
@@ -91,7 +96,8 @@ def train(
         folder of Hugging Face, or a checkpoint of T5X.
       initial_params: regular expression: only parameters with a match are taken from it.
       eval_batch_count: batches of held-out data at each evaluation; None: all there are.
-      num_samples: predictions shown after the last step.
+      num_samples: predictions shown after the last step, and every ``sample_period`` steps (0: no).
+      trackers, watches: see training/services.py and training/watches.py.
       max_bad_steps: so many steps in a row whose loss or gradient isn't finite end the run.
       spike_guard: skips updates whose loss or gradient norm is far above the latest ones.
       watchdog: when a step counts as hanging, and whether that ends the process.
@@ -115,12 +121,12 @@ def train(
     setup = set_up(model, task, lengths, batch_size, mesh, pack=pack)
     training = build(
         setup, optimizer, loss=loss, num_microbatches=num_microbatches, seed=seed,
-        guard=spike_guard,
+        guard=spike_guard, watches=watches,
     )  # fmt: skip
     abstract, axes = training.abstract, setup.model.logical_axes()
 
     flops = train_flops(model, setup.feature_lengths, batch_size)
-    numbers = describe.derived_numbers(setup, abstract, total_steps, flops)
+    numbers = describe.derived_numbers(setup, abstract, total_steps, flops, num_microbatches)
     if dry_run:
         with use_mesh(setup.mesh, setup.rules):
             training.step.lower(abstract, setup.abstract_batch())
@@ -132,7 +138,7 @@ def train(
         task, lengths=dict(lengths), batch_size=batch_size, seed=seed, rows=setup.rows,
         architecture=model.architecture, pack=pack,
     )  # fmt: skip
-    held_out = HeldOut(setup, eval_batch_count)
+    held_out = HeldOut(setup, eval_batch_count, loss)
 
     # ------------------------------------------------------------------- the run's folder
     identity = folder.identity(setup, seed=seed, pack=pack, data=loader.fingerprint)
@@ -142,7 +148,7 @@ def train(
             stack.enter_context(Lock(model_dir))
 
         # --------------------------------------------------------------- state
-        checkpoints = stack.enter_context(Checkpoints(model_dir, checkpoint))
+        checkpoints = stack.enter_context(ExportingCheckpoints(model_dir, checkpoint, model))
         with goodput.spend("restore"):
             restored = restore_newest(checkpoints, abstract.to_dict())
         earlier = restored.description if restored else {}
@@ -151,7 +157,7 @@ def train(
             say(
                 f"{model_dir} is finished: step {step:,} of {total_steps:,}. More: set total_steps."
             )
-            return describe.print_summary(model_dir, step)
+            return describe.print_summary(model_dir, describe.summary(model_dir, step))
         if distributed.is_main_process():
             folder.write_description(model_dir, describe.parameter_table(abstract.params, axes))
         describe.print_start(numbers)
@@ -175,6 +181,7 @@ def train(
             model_dir, setup, goodput, step=step, total_steps=total_steps, earlier=earlier,
             flops=flops, max_bad_steps=max_bad_steps, watchdog=watchdog,
             facts={"seed": seed, "last_checkpoint": step, "config": config.config_text()},
+            numbers=numbers, services=trackers,
         ))  # fmt: skip
 
         def evaluate_now(first: bool = False) -> dict[str, float]:
@@ -183,6 +190,11 @@ def train(
                 metrics |= held_out.unigram() if first else {}
                 recorder.trackers.log(step, {f"eval/{k}": value for k, value in metrics.items()})
             return metrics
+
+        def sample_now() -> list[dict[str, str]]:
+            with recorder.away("evaluation"), jax.transfer_guard("allow"):
+                recorder.log_samples(step, found := held_out.samples(state.params, num_samples))
+            return found
 
         def save(metrics: dict[str, float] | None, position, ended: bool) -> None:
             # What is logged of these steps is on the disk before a process can continue from here.
@@ -204,12 +216,13 @@ def train(
         stack.enter_context(jax.transfer_guard("disallow"))
         if step == 0:
             evaluate_now(first=True)
-        stop = False
+        stop, last = False, held_out.exhausted(step)
         with recorder.training():
-            while step < total_steps and not stop:
+            while not (last or stop):
                 with recorder.waiting_for_data():
                     batch = next(batches)
-                state, metrics = training.step(state, setup.place(batch.features))
+                run_step = recorder.program(training, step + 1)
+                state, metrics = run_step(state, setup.place(batch.features))
                 step += 1
                 recorder.made(step, metrics, batch.features)
                 garbage.collect(step, gc_period)
@@ -219,7 +232,9 @@ def train(
                     recorder.log(step, metrics, loader.shares(batch.position))
                 eval_metrics = None
                 if last or (step % eval_period == 0 and not stop):
-                    eval_metrics = evaluate_now()
+                    eval_metrics, last = evaluate_now(), last or held_out.exhausted(step)
+                if sample_period and step % sample_period == 0 and num_samples and not last:
+                    sample_now()
                 if last or stop:
                     save_surely(lambda: save(eval_metrics, batch.position, True), checkpoints)  # noqa: B023
                 elif checkpoints.should_save(step):
@@ -229,14 +244,6 @@ def train(
             return {"step": step}
 
         # --------------------------------------------------------------- what it has learnt
-        samples = []
-        if num_samples:
-            with jax.transfer_guard("allow"):
-                samples = predict_samples(
-                    setup.model, state.params, task, setup.lengths, count=num_samples
-                )
-            for number, sample in enumerate(samples):
-                for name, text in sample.items():
-                    recorder.trackers.log_text(step, f"sample_{number}/{name}", text)
-    checked = predicted_and_measured(setup, abstract, num_microbatches=num_microbatches)
-    return describe.print_summary(model_dir, step, samples, checked)
+        samples = sample_now() if num_samples else []
+        checked = predicted_and_measured(setup, abstract, num_microbatches=num_microbatches)
+        return recorder.sum_up(step, samples, checked)

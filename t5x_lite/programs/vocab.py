@@ -6,6 +6,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from t5x_lite import config
 from t5x_lite.data.source import Source
@@ -26,7 +27,7 @@ def main(args: argparse.Namespace) -> int:
     if args.input:
         # Whole files, so that line ends are learned too, but in parts that fit in memory.
         files = TextFiles(args.input, document="file", held_out=0.0, max_document_bytes=1 << 20)
-        sources = [(files, ())]
+        sources: list[tuple[Any, tuple]] = [(files, ())]
     else:
         sources = list(task_sources(read_task(args)))
     start = time.monotonic()

@@ -2,8 +2,8 @@
 
 The second moments of a matrix are kept as the means of its rows and of its columns. Which two
 dimensions form the matrix is told by logical axis names: `embed` is one, `mlp`, `joined_kv`,
-`vocab`, ... the other; `layers` and `experts` stack parameters that have statistics, clipping and
-scale of their own, so that scanned layers train like unrolled ones.
+`vocab`, ... the other; `layers`, `experts` and `gates` stack parameters that have statistics,
+clipping and scale of their own, so that scanned layers train like unrolled ones.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import optax
 
 from t5x_lite.errors import UserError, did_you_mean
 
-STACK_AXES = ("layers", "experts")
+STACK_AXES = ("layers", "experts", "gates")
 FACTOR_RULES: Mapping[str, str] = {
     "embed": "row",
     **dict.fromkeys(("vocab", "mlp", "heads", "kv", "joined_kv", "position"), "column"),
@@ -75,7 +75,7 @@ def factored_dims(
     axes: tuple[str | None, ...] | None,
     *,
     rules: Mapping[str, str] = FACTOR_RULES,
-    min_dim_size: int = 128,
+    min_dim_size: float = 128,
 ) -> Dims:
     """Decides by `rules` (axis name -> "row", "column", "batch" or "none") how to factor.
 

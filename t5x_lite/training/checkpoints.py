@@ -60,6 +60,9 @@ class CheckpointConfig:
       keep_best_count: how many of the best stay.
       asynchronous: write in the background while training goes on.
       require_finite: a NaN in the state, or an inf among the parameters, is an error, not saved.
+      export_every: at every multiple of this many steps a checkpoint is written and, in the
+        background, exported for Hugging Face to model_dir/exports/STEP; see programs/exports.py.
+      export_dtype: of those exports: "float32", "bfloat16" or "float16"; None: the parameters'.
     """
 
     period: int = 1000
@@ -70,15 +73,23 @@ class CheckpointConfig:
     keep_best_count: int = 1
     asynchronous: bool = True
     require_finite: bool = True
+    export_every: int | None = None
+    export_dtype: str | None = None
 
     def __post_init__(self):
-        for name in ("period", "keep_latest", "keep_every", "keep_best_count"):
+        names = ("period", "keep_latest", "keep_every", "keep_best_count", "export_every")
+        for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"CheckpointConfig.{name} is {value}; it must be at least 1.")
         if self.best_mode not in ("min", "max"):
             raise UserError(
                 f"CheckpointConfig.best_mode is {self.best_mode!r}; it must be 'min' or 'max'."
+            )
+        if self.export_dtype not in (None, "float32", "bfloat16", "float16"):
+            raise UserError(
+                f"CheckpointConfig.export_dtype is {self.export_dtype!r}; expected float32, "
+                f"bfloat16 or float16."
             )
 
 
@@ -339,7 +350,7 @@ class Checkpoints:
         log.error(
             "Checkpoint of step %d NOT SAVED: %s. Training goes on, with step %s as the last good "
             "checkpoint; the next save is a new attempt.",
-            *(step, cause, (layout.scan(self.folder)[0] or ["none"])[-1]),
+            *(step, cause, ([None, *layout.scan(self.folder)[0]])[-1] or "none"),
         )
 
     def __enter__(self) -> "Checkpoints":

@@ -130,7 +130,7 @@ class SkippedSteps:
         self.total += 1
         names = ("loss", "grad_norm", "bad_parameter")
         loss, norm, bad = jax.device_get([metrics[name] for name in names])
-        values = {"skipped/loss": float(loss), "skipped/grad_norm": float(norm)}
+        values: dict[str, Any] = {"skipped/loss": float(loss), "skipped/grad_norm": float(norm)}
         if bad >= 0:
             values["skipped/bad_parameter"] = self._names[int(bad)]
         self._report(step, values | {"skipped/total": self.total})

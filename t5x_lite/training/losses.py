@@ -100,14 +100,16 @@ def loss_normalizer(
 
     Args:
       batch: `decoder_target_tokens` [B, T]; `decoder_loss_weights` [B, T], by default 1 on targets
-        that aren't padding (id 0); `decoder_segment_ids` [B, T] if packed: 0 is padding, 1...T.
+        that aren't padding (id 0); `decoder_segment_ids` [B, T] if packed: 0 is padding, 1...T. Of
+        an encoder-only model, `encoder_*`.
 
     Returns:
       (normalizer, weights): a float32 scalar, 1 where the batch has nothing to learn from rather
       than 0, and float32 [B, T].
     """
-    targets = batch["decoder_target_tokens"]
-    weights = batch.get("decoder_loss_weights")
+    side = target_side(batch)
+    targets = batch[f"{side}_target_tokens"]
+    weights = batch.get(f"{side}_loss_weights")
     weights = (targets > 0 if weights is None else weights).astype(jnp.float32)
     if kind is None:
         return jnp.float32(1.0), weights
@@ -120,7 +122,7 @@ def loss_normalizer(
     if name == "num_total_target_tokens":
         return jnp.float32(targets.size), weights
     if name == "average_per_sequence":
-        sums = _sequence_sums(weights, batch.get("decoder_segment_ids"))
+        sums = _sequence_sums(weights, batch.get(f"{side}_segment_ids"))
         weights = jnp.where(sums > 0.0, weights / jnp.where(sums > 0.0, sums, 1.0), 0.0)
     elif name != "num_real_target_tokens":
         raise UserError(
@@ -129,6 +131,11 @@ def loss_normalizer(
         )
     total = jnp.sum(weights)
     return jnp.where(total > 0.0, total, 1.0), weights
+
+
+def target_side(batch: Mapping[str, jax.Array]) -> str:
+    """Where the targets are: at the "decoder", or at an encoder-only model's "encoder"."""
+    return "encoder" if "encoder_target_tokens" in batch else "decoder"
 
 
 def _sequence_sums(weights: jax.Array, segment_ids: jax.Array | None) -> jax.Array:

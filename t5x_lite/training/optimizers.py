@@ -311,7 +311,7 @@ class Muon(Optimizer):
             if group not in ("muon", "adamw"):
                 raise UserError(f"Muon.patterns: {group!r} for {name}, expected 'muon' or 'adamw'")
             batch = adafactor.stack_dims(leaf_axes)
-            matrix = tuple(i for i in range(len(leaf.shape)) if i not in batch)
+            matrix: Any = tuple(i for i in range(len(leaf.shape)) if i not in batch)
             if group == "muon" and len(matrix) != 2:
                 raise UserError(
                     f"Muon.patterns: {name} of shape {leaf.shape} and axes {leaf_axes} is neither "

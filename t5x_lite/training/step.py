@@ -1,7 +1,7 @@
 """The two steps, pure functions of (state, batch); everything else in training is around them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gin
@@ -13,9 +13,11 @@ import optax
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model
 from t5x_lite.training.guards import SpikeGuard
-from t5x_lite.training.losses import cross_entropy, loss_normalizer
+from t5x_lite.training.losses import cross_entropy, loss_normalizer, target_side
+from t5x_lite.training.pair_losses import ContrastiveLoss, next_sentence_sums, with_pair_weights
 from t5x_lite.training.state import TrainState, key_for
 from t5x_lite.training.vocabulary_loss import vocabulary_loss
+from t5x_lite.training.watches import Watches
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -31,6 +33,9 @@ class Loss:
     ``normalizer``: "num_real_target_tokens" (the mean over target tokens),
     "num_total_target_tokens", "average_per_sequence", a constant, or None for the sum.
     ``in_pieces``: a few tokens' logits at a time, see vocabulary_loss.py; or all at once.
+
+    A model that has the head is also asked whether the texts of a pair follow each other
+    (pair_losses.py); that counts as much as a mean over target tokens.
     """
 
     z_loss: float = 1e-4
@@ -38,18 +43,79 @@ class Loss:
     normalizer: str | float | None = "num_real_target_tokens"
     in_pieces: bool = True
 
+    def check(self, model: Model, features: Iterable[str], num_microbatches: int) -> None:
+        """UserError for a model that can't learn from batches with these features."""
+        c, heads = model.config, model.config.encoder_heads
+        if "encoder_anchor" in features:
+            raise UserError("the objective makes pairs: set train.loss = @ContrastiveLoss().")
+        if not model.encoder_only:
+            return
+        if "encoder_target_tokens" in features and not {"masked_lm", "lm"} & set(heads):
+            raise UserError(f"encoder_heads = {heads!r}: to predict tokens, add 'masked_lm'.")
+        if "encoder_pair_label" in features and "next_sentence" not in heads:
+            raise UserError(
+                f"the objective makes pairs of texts, encoder_heads = {heads!r}: add 'pooler' and "
+                f"'next_sentence'."
+            )
+        two_streams = c.positions == "transformer_xl"
+        if "encoder_order" in features and not two_streams:
+            raise UserError(
+                f"PermutationLM with positions = {c.positions!r}: only XLNet's two streams can "
+                f"learn it; set positions = 'transformer_xl', or use MaskedLM."
+            )
+        if "encoder_types" in features and not two_streams and c.token_types < 2:
+            raise UserError(
+                f"token_types = {c.token_types}, and the objective makes two: set token_types = 2."
+            )
+
+    def prepare(self, batch: Batch) -> tuple[jax.Array, Batch]:
+        """What the summed loss of a whole global batch is divided by; and the batch, with
+        "loss_weights" and, as they were before normalising, "real_weights", float32 [B, T]."""
+        normalizer, weights = loss_normalizer(self.normalizer, batch)
+        side = target_side(batch)
+        real = batch.get(f"{side}_loss_weights", batch[f"{side}_target_tokens"] > 0)
+        batch = batch | {"loss_weights": weights, "real_weights": real.astype(jnp.float32)}
+        return normalizer, with_pair_weights(batch, jnp.sum(weights))
+
     def sums(self, model: Model, params, batch: Batch, real, **options) -> tuple:
-        """Sums of the loss, of the z-loss, of the weights and of ``real`` hits; and aux values."""
-        targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
-        coefficients = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
+        """Sums of the loss, of the z-loss, of the weights and of ``real`` hits; and aux sums.
+
+        Of the aux sums, "loss" is to be added to the loss.
+        """
+        if model.encoder_only:
+            return self._encoder_sums(model, params, batch, real, **options)
+        targets, weights = batch["decoder_target_tokens"], batch["loss_weights"]
+        coefficients: dict[str, Any] = {
+            "label_smoothing": self.label_smoothing, "z_loss": self.z_loss
+        }  # fmt: skip
         if self.in_pieces:
             hidden, aux = model.hidden(params, batch, **options)
             head = model.head(params)
-            return *vocabulary_loss(hidden, head, targets, weights, real, **coefficients), aux
+            sums = vocabulary_loss(hidden, head, targets, weights, real, **coefficients)
+            return *sums, _per_target(aux, sums.weight)
         logits, aux = model.apply(params, batch, **options)
         total, z_loss, weight = cross_entropy(logits, targets, weights, **coefficients)
         hits = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * real)
-        return total, z_loss, weight, hits, aux
+        return total, z_loss, weight, hits, _per_target(aux, weight)
+
+    def _encoder_sums(self, model: Model, params, batch: Batch, real, **options) -> tuple:
+        targets, weights = batch["encoder_target_tokens"], batch["loss_weights"]
+        found, aux = model.encoded(params, batch, **options)
+        sums = vocabulary_loss(
+            found["hidden"], model.head(params), targets, weights, real,
+            label_smoothing=self.label_smoothing, z_loss=self.z_loss,
+            pieces=None if self.in_pieces else 1,
+        )  # fmt: skip
+        aux = _per_target(aux, sums.weight)
+        if "pair_logits" in found and "pair_weights" in batch:
+            pairs = next_sentence_sums(found["pair_logits"], batch)
+            aux |= pairs | {"loss": aux.get("loss", 0.0) + pairs["next_sentence_loss"]}
+        return *sums, aux
+
+
+def _per_target(aux: Metrics, weight: jax.Array) -> Metrics:
+    """What a model reports as means: as sums over target tokens."""
+    return {name: value * weight for name, value in aux.items()}
 
 
 def make_train_step(
@@ -57,10 +123,11 @@ def make_train_step(
     transform: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
     *,
-    loss: Loss | None = None,
+    loss: Loss | ContrastiveLoss | None = None,
     num_microbatches: int = 1,
     seed: int = 0,
     guard: SpikeGuard | None = None,
+    watches: Watches | None = None,
 ) -> TrainStep:
     """Returns (state, batch) -> (state, metrics), ready for jax.jit with the state donated.
 
@@ -71,7 +138,8 @@ def make_train_step(
 
     Metrics (scalars): loss (as optimised), cross_entropy and z_loss (per target token), accuracy,
     target_tokens, grad_norm, learning_rate, bad_steps; and bad_parameter: the place, in tree
-    order, of the first parameter whose gradient isn't finite, or -1.
+    order, of the first parameter whose gradient isn't finite, or -1. With ``watches``, what they
+    look at, too.
     """
     loss = loss or Loss()
 
@@ -79,8 +147,7 @@ def make_train_step(
         total, z_loss, weight, hits, aux = loss.sums(
             model, params, batch, batch["real_weights"], rng=rng, train=True
         )
-        # What the experts ask for counts as a loss per target token.
-        aux = {f"aux_{name}": value * weight for name, value in aux.items()}
+        aux = {f"aux_{name}": value for name, value in aux.items()}
         total += aux.get("aux_loss", 0.0)
         tokens = jnp.sum(batch["real_weights"])
         sums = {"loss": total, "z_loss": z_loss, "hits": hits, "target_tokens": tokens} | aux
@@ -89,11 +156,8 @@ def make_train_step(
     grad_fn = jax.value_and_grad(microbatch_loss, has_aux=True)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        normalizer, weights = loss_normalizer(loss.normalizer, batch)
-        batch = batch | {
-            "real_weights": batch["decoder_loss_weights"].astype(jnp.float32),
-            "decoder_loss_weights": weights,
-        }
+        normalizer, batch = loss.prepare(batch)
+        weights = batch["loss_weights"]
         rng = jax.random.fold_in(key_for(seed, "dropout"), state.step)
         grads, sums = _accumulate(grad_fn, state.params, batch, normalizer, rng, num_microbatches)
         squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]
@@ -135,6 +199,10 @@ def make_train_step(
                 if name.startswith("aux_") and name != "aux_loss"
             },
         }
+        if watches is not None:
+            scaled = jax.tree.map(lambda u: learning_rate * u, updates)
+            seen = {"gradients": grads, "updates": scaled, "parameters": new_state.params}
+            metrics |= watches.values(seen, model.logical_axes())
         return new_state, metrics
 
     return train_step
@@ -175,19 +243,28 @@ def check_microbatches(batch_size: int, num_microbatches: int, data_shards: int)
         )
 
 
-def make_eval_step(model: Model, byte_lengths: np.ndarray | None = None) -> EvalStep:
+def make_eval_step(
+    model: Model, byte_lengths: np.ndarray | None = None, loss: Any = None
+) -> EvalStep:
     """Returns (params, batch) -> sums over the batch's target tokens, float32 scalars.
 
     loss (nats, without z-loss or smoothing), target_tokens, hits, and bytes: the UTF-8 bytes that
-    the targets stand for (``byte_lengths`` [vocabulary size], 0 for special ids).
+    the targets stand for (``byte_lengths`` [vocabulary size], 0 for special ids). Of pairs of
+    texts, what their ``loss`` (`Loss`, or of pair_losses.py) has to say.
     """
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
-        targets = batch["decoder_target_tokens"]
-        weights = (batch["decoder_loss_weights"] > 0).astype(jnp.float32)
-        batch = batch | {"decoder_loss_weights": weights}
-        loss, _, tokens, hits, _ = Loss(z_loss=0.0).sums(model, params, batch, weights)
-        sums = {"loss": loss, "target_tokens": tokens, "hits": hits}
+        if "encoder_anchor" in batch:
+            return (loss or ContrastiveLoss()).evaluate(model, params, batch)
+        side = target_side(batch)
+        targets = batch[f"{side}_target_tokens"]
+        weights = (batch[f"{side}_loss_weights"] > 0).astype(jnp.float32)
+        batch = with_pair_weights(batch | {"loss_weights": weights})
+        total, _, tokens, hits, aux = Loss(z_loss=0.0).sums(model, params, batch, weights)
+        sums = {"loss": total, "target_tokens": tokens, "hits": hits}
+        if "pair_weights" in batch:
+            sums |= {name: aux[name] for name in aux if name.startswith("next_sentence_")}
+            sums["pairs"] = jnp.sum(batch["pair_weights"])
         if byte_lengths is not None:
             lengths = jnp.take(jnp.asarray(byte_lengths), targets, mode="fill", fill_value=0)
             sums["bytes"] = jnp.sum(lengths * weights)

@@ -66,7 +66,8 @@ class Watchdog:
         self._config, self._running, self._clock = config, running, clock
         self._stream, self._end, self._poll = stream or sys.stderr, end, poll
         self._steps: collections.deque[float] = collections.deque(maxlen=101)
-        self._step, self._last = 0, None
+        self._step = 0
+        self._last: float | None = None
         self._reported = -1
         self._stop = threading.Event()
 

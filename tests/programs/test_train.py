@@ -215,7 +215,8 @@ def test_what_is_written_beside_a_run(tmp_path):
     train(**tiny.arguments(tmp_path / "run", total_steps=2, eval_period=1))
     names = {path.name for path in (tmp_path / "run").iterdir()}
     expected = {"run.json", "config.gin", "parameters.txt", "metrics.jsonl", "tensorboard"}
-    assert names == expected | {"checkpoints"}
+    expected |= {"hyperparameters.json", "summary.json", "report.html", "checkpoints"}
+    assert names == expected
     table = (tmp_path / "run" / "parameters.txt").read_text()
     assert "encoder/layers/mlp/wi_0/kernel" in table and "embed, mlp" in table
     lines = [json.loads(s) for s in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -13,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_lite.errors import UserError
+from t5x_lite.training.console import Console, progress_line, text_lines
+from t5x_lite.training.services import TensorBoard
 from t5x_lite.training.telemetry import Chronometer, mfu, peak_flops
 from t5x_lite.training.trackers import (
-    Console,
+    Histogram,
     JsonLines,
-    TensorBoard,
+    Tracker,
     Trackers,
     duration,
-    progress_line,
     read_json_lines,
     short,
 )
@@ -34,7 +35,7 @@ def test_json_lines_are_exact(tmp_path_factory, values):
     tracker = JsonLines(path)
     for step, value in enumerate(values):
         tracker.log(step, {"loss": value})
-    tracker.close()
+    tracker.finish()
     lines = read_json_lines(path)
     assert [line["step"] for line in lines] == list(range(len(values)))
     for line, value in zip(lines, values, strict=True):
@@ -48,7 +49,7 @@ def test_json_lines_take_arrays_and_text(tmp_path):
     values = {"f": np.float32(0.1), "d": jnp.float32(0.1), "i": np.int64(2**60), "s": "ö\n"}
     values |= {"j": jnp.int32(3), "b": jnp.bfloat16(0.5)}
     tracker.log(1, values)
-    tracker.log_text(2, "sample", "a\nb")
+    tracker.log(2, {"sample": "a\nb"})
     # Readable before it is closed: each line is flushed.
     assert read_json_lines(path) == [
         {"step": 1, "f": 0.10000000149011612, "d": 0.10000000149011612, "i": 2**60}
@@ -56,7 +57,7 @@ def test_json_lines_take_arrays_and_text(tmp_path):
         {"step": 2, "sample": "a\nb"},
     ]
     assert path.read_text().count("\n") == 2
-    tracker.close()
+    tracker.finish()
 
 
 def test_json_lines_resume_drops_what_is_done_again(tmp_path):
@@ -64,16 +65,16 @@ def test_json_lines_resume_drops_what_is_done_again(tmp_path):
     first = JsonLines(path)
     for step in (10, 20, 30):
         first.log(step, {"loss": 1 / step})
-    first.close()
+    first.finish()
     with path.open("a") as file:
         file.write('{"step": 40, "lo')  # killed in mid-line
     before = path.read_text()
     resumed = JsonLines(path, resume_step=20)
     assert path.read_text() == before  # nothing is touched until there is something to write
     resumed.log(30, {"loss": 0.5})
-    resumed.close()
+    resumed.finish()
     resumed.log(40, {"loss": 0.25})  # closed and used again: only appends
-    resumed.close()
+    resumed.finish()
     assert read_json_lines(path) == [
         {"step": 10, "loss": 0.1},
         {"step": 20, "loss": 0.05},
@@ -88,7 +89,7 @@ def test_json_lines_without_a_resume_step_keep_all_whole_lines(tmp_path):
     path.write_text('{"step": 5, "loss": 2.0}\n{"step"')
     tracker = JsonLines(path)
     tracker.log(6, {"loss": 1.0})
-    tracker.close()
+    tracker.finish()
     assert [line["step"] for line in read_json_lines(path)] == [5, 6]
 
 
@@ -119,8 +120,8 @@ def test_tensorboard(tmp_path):
     tracker = TensorBoard(tmp_path / "tb", resume_step=6)
     assert not (tmp_path / "tb").exists()
     tracker.log(7, {"loss": 0.5, "note": "hello"})
-    tracker.log_text(8, "sample", "text")
-    tracker.close()
+    tracker.log(8, {"sample": "text"})
+    tracker.finish()
     events = read_events(tmp_path / "tb")
     values = {(e.step, v.tag): v for e in events for v in e.summary.value}
     assert values[7, "loss"].simple_value == 0.5
@@ -139,11 +140,13 @@ def test_console_prints_plain_lines_where_there_is_no_terminal():
     values = {"loss": 3.21466, "tokens_per_second": 1.2345e6, "learning_rate": jnp.float32(3.14e-4)}
     console.log(1200, values | {"mfu": 0.4123, "seconds_left": 3725.0, "train_seconds": 9.0})
     console.log(1200, {"validation/loss": 3.5, "accuracy": 0.25, "note": "best so far"})
-    console.log_text(1200, "sample", "[bold]a[/bold]")
-    console.close()
+    console.log(1200, {"sample": "[bold]a[/bold]"})
+    console.finish()
     assert stream.getvalue().splitlines() == [
         "step 1,200/10,000  loss 3.2147  lr 3.1e-04  1.23M tok/s  MFU 41.2%  1h 02m left",
-        "step 1,200/10,000  validation/loss 3.5  accuracy 0.25  note best so far",
+        "step 1,200/10,000  validation: loss 3.5",
+        "step 1,200/10,000  accuracy 0.25",
+        "step 1,200  note: best so far",
         "step 1,200  sample: [bold]a[/bold]",
     ]
 
@@ -152,8 +155,8 @@ def test_console_quiet():
     stream = io.StringIO()
     console = Console(stream=stream, quiet=True)
     console.log(1, {"loss": 1.0})
-    console.log_text(1, "a", "b")
-    console.close()
+    console.log(1, {"a": "b"})
+    console.finish()
     assert stream.getvalue() == ""
 
 
@@ -164,15 +167,15 @@ def test_console_redraws_one_line_on_a_terminal():
         console.log(step, {"loss": 4.0 - step})
     console.log(3, {"validation/loss": 1.5})
     console.log(4, {"loss": 0.25})
-    console.close()
+    console.finish()
     raw = stream.getvalue()
     assert "\x1b[2K" in raw  # lines are erased ...
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw.replace("\r", "\n")).split("\n")
     lines = [line.strip() for line in shown if line.strip()]
     assert lines[0] == "step 1  loss 3.0000"
-    assert "step 3  validation/loss 1.5" in lines  # ... but evaluations stay, above the live line
+    assert "step 3  validation: loss 1.5" in lines  # ... but evaluations stay, above the live line
     assert lines[-1] == "step 4  loss 0.2500"
-    assert raw.count("validation/loss") == 1
+    assert raw.count("validation: loss") == 1
 
 
 @pytest.mark.parametrize(
@@ -211,44 +214,104 @@ def test_duration(seconds, text):
 
 def test_progress_line_with_few_values():
     assert progress_line(5, {"loss": math.nan}) == "step 5  loss nan"
+    assert progress_line(9, {"loss": 1.0, "seconds_left": 0.0}, 9) == "step 9/9  loss 1.0000"
+
+
+def test_texts_are_indented_shortened_and_harmless():
+    assert text_lines(5, "a", "one line") == "step 5  a: one line"
+    assert text_lines(5, "a", "x\n\x1b[31my") == "step 5  a:\n    x\n    \\x1b[31my"
+    assert text_lines(5, "a", "x\n" * 40).endswith("\n    ... (28 more lines)")
+
+
+@pytest.mark.parametrize("no_color", [None, "1"])
+def test_console_colours_its_bar_unless_told_not_to(no_color, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    stream = io.StringIO()
+    console = Console(10, stream=stream, live=True)
+    for step in (1, 5):
+        console.log(step, {"loss": 0.5, "watch/gradients_norm/a": 2.0})
+    console.log_summary({})
+    raw = stream.getvalue()
+    assert "━" * 20 in re.sub(r"\x1b\[[0-9;]*m", "", raw) and "watch" not in raw
+    assert bool(re.search(r"\x1b\[3\dm", raw)) == (no_color is None)
 
 
 # All of them.
 
 
-class Recorder:
-    def __init__(self):
-        self.seen = []
+class Recorder(Tracker):
+    def __init__(self, optional=False):
+        self.seen, self.optional = [], optional
 
     def log(self, step, values):
         self.seen.append((step, values))
+        if values.get("name") == "bad":
+            raise ConnectionError("no route to host") if self.optional else KeyError("bad")
 
-    def log_text(self, step, name, text):
-        self.seen.append((step, name, text))
+    def log_summary(self, values):
+        self.seen.append(values)
 
-    def close(self):
-        self.seen.append("closed")
+    def finish(self):
+        self.seen.append("finished")
         raise OSError("disk full")
 
 
-def test_trackers_pass_on_and_close_all():
+def test_trackers_pass_on_and_finish_all():
     first, second = Recorder(), Recorder()
     trackers = Trackers([first, second])
     trackers.log(1, {"loss": jnp.float32(0.5), "name": "x"})
-    trackers.log_text(2, "sample", "text")
+    trackers.log_hyperparameters({"a": 1})  # which this tracker doesn't care for
+    trackers.log_summary({"step": 2})
     with pytest.raises(OSError):
-        trackers.close()
-    expected = [(1, {"loss": 0.5, "name": "x"}), (2, "sample", "text"), "closed"]
+        trackers.finish()
+    expected = [(1, {"loss": 0.5, "name": "x"}), {"step": 2}, "finished"]
     assert first.seen == second.seen == expected
     assert type(first.seen[0][1]["loss"]) is float
+
+
+def test_what_goes_wrong_with_a_service_is_a_warning_once(caplog):
+    service, own = Recorder(optional=True), Recorder()
+    trackers = Trackers([service], process_index=0)
+    for step in (1, 2):
+        trackers.log(step, {"name": "bad"})
+    trackers.finish()
+    assert [r.getMessage() for r in caplog.records] == [
+        "metrics could not be written: Recorder: no route to host",
+        "Recorder did not finish: disk full",
+    ]
+    with pytest.raises(KeyError):  # a mistake in code of ours is none
+        Trackers([own], process_index=0).log(1, {"name": "bad"})
+
+
+def test_histograms_and_what_is_known_at_the_ends(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    trackers = Trackers([JsonLines(path), TensorBoard(tmp_path / "tb")], process_index=0)
+    counts = Histogram(jnp.float32(-1.0), jnp.float32(3.0), jnp.array([1, 0, 5, 2]))
+    assert counts.edges().tolist() == [-1.0, 0.0, 1.0, 2.0, 3.0]
+    trackers.log_hyperparameters({"batch": "8 rows"})
+    trackers.log(3, {"watch/gradients/a": counts})
+    trackers.log_summary({"last": {"loss": 1.5}})
+    trackers.finish()
+    expected = {"low": -1.0, "high": 3.0, "counts": [1, 0, 5, 2]}
+    assert read_json_lines(path) == [{"step": 3, "watch/gradients/a": expected}]
+    assert json.loads((tmp_path / "hyperparameters.json").read_text()) == {"batch": "8 rows"}
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"last": {"loss": 1.5}}
+    seen = {v.tag: v for e in read_events(tmp_path / "tb") for v in e.summary.value}
+    assert list(seen["watch/gradients/a"].histo.bucket) == [1, 0, 5, 2]
+    assert list(seen["watch/gradients/a"].histo.bucket_limit) == [0.0, 1.0, 2.0, 3.0]
+    assert b"8 rows" in seen["hyperparameters/text_summary"].tensor.string_val[0]
+    assert b"loss" in seen["summary/text_summary"].tensor.string_val[0]
 
 
 def test_only_process_0_writes(tmp_path):
     path = tmp_path / "metrics.jsonl"
     trackers = Trackers([JsonLines(path), TensorBoard(tmp_path / "tb")], process_index=1)
     trackers.log(1, {"loss": 1.0})
-    trackers.log_text(1, "a", "b")
-    trackers.close()
+    trackers.log(1, {"a": "b"})
+    trackers.finish()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -381,7 +444,7 @@ def test_lines_that_could_not_be_written_are_written_later(tmp_path, caplog):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     trackers.log(40, {"loss": 0.5})
-    trackers.close()
+    trackers.finish()
     assert [line["step"] for line in read_json_lines(path)] == list(range(1, 41))
     assert "metrics could not be written: JsonLines: [Errno 27]" in caplog.text
 

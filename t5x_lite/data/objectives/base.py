@@ -88,8 +88,9 @@ TokenNames = tuple[int | str, ...] | None
 def special_ids(vocabulary, tokens: TokenNames, roles: tuple[str, ...], owner: str) -> np.ndarray:
     """int32 [roles]: the ids that play an objective's roles, which `owner` names in errors.
 
-    tokens: an id, or the text of a single piece, for each role; None takes the vocabulary's last
-    sentinels, which span corruption hardly ever reaches. Raises UserError if they don't exist.
+    tokens: an id, or the text of a single piece or special token ("[MASK]"), for each role; None
+    takes the vocabulary's last sentinels, which span corruption hardly ever reaches. Raises
+    UserError if they don't exist.
     """
     count, sentinels = len(roles), vocabulary.num_sentinels
     if tokens is None:
@@ -105,7 +106,7 @@ def special_ids(vocabulary, tokens: TokenNames, roles: tuple[str, ...], owner: s
         )
     ids = []
     for token in tokens:
-        found = vocabulary.encode(token).tolist() if isinstance(token, str) else [int(token)]
+        found = _ids_of(vocabulary, token)
         if len(found) != 1 or not 0 < found[0] < vocabulary.size:
             shown = f"{len(found)} pieces" if isinstance(token, str) else "no id"
             raise UserError(
@@ -114,6 +115,14 @@ def special_ids(vocabulary, tokens: TokenNames, roles: tuple[str, ...], owner: s
             )
         ids += found
     return np.array(ids, np.int32)
+
+
+def _ids_of(vocabulary, token: int | str) -> list[int]:
+    if not isinstance(token, str):
+        return [int(token)]
+    if (special := vocabulary.special_id(token)) is not None:
+        return [special]
+    return vocabulary.encode(token).tolist()
 
 
 def free_sentinels(vocabulary, taken: np.ndarray) -> int:

@@ -7,16 +7,29 @@ from typing import ClassVar
 import gin
 import numpy as np
 
-from t5x_lite.data.objectives.base import Example, Lengths, length_of
+from t5x_lite.data.objectives.base import Example, Lengths, length_of, special_ids
 
 
+@dataclasses.dataclass(frozen=True)
 class _Pairs:
+    """start: an id, or a single piece or special token ("[CLS]"), put in front of each text."""
+
+    start: int | str | None = dataclasses.field(default=None, kw_only=True)
+
+    features: ClassVar[tuple[str, ...]]
     document_eos: ClassVar = False
     append_eos: ClassVar = True
 
     def segment_length(self, lengths: Lengths) -> None:
         for name in self.features:
             length_of(lengths, name)
+
+    def _begun(self, tokens: np.ndarray, vocabulary) -> np.ndarray:
+        tokens = np.asarray(tokens, np.int32)
+        if self.start is None:
+            return tokens
+        start = special_ids(vocabulary, (self.start,), ("start",), f"{type(self).__name__}.start")
+        return np.concatenate([start, tokens])
 
 
 @gin.configurable(module="t5x_lite")
@@ -26,13 +39,14 @@ class DropoutPairs(_Pairs):
 
     A record {"text": str} becomes "anchor" and "positive", equal, with EOS; the model's dropout
     tells them apart, and the other rows of the batch are the negatives.
+    start: an id, or a single piece or special token ("[CLS]"), put in front of each text.
     """
 
     features: ClassVar = ("anchor", "positive")
     reads: ClassVar = ("text",)
 
     def __call__(self, tokens: Mapping[str, np.ndarray], rng, vocabulary, lengths) -> Example:
-        text = np.asarray(tokens["text"], np.int32)
+        text = self._begun(tokens["text"], vocabulary)
         return {"anchor": text, "positive": text}
 
 
@@ -42,6 +56,7 @@ class GivenPairs(_Pairs):
     """Supervised SimCSE (arXiv:2104.08821): records {"anchor": str, "positive": str}.
 
     hard_negatives: records have a "negative" too, which becomes a third feature.
+    start: as of `DropoutPairs`.
     """
 
     hard_negatives: bool = False
@@ -51,4 +66,4 @@ class GivenPairs(_Pairs):
         return ("anchor", "positive", "negative")[: 2 + self.hard_negatives]
 
     def __call__(self, tokens: Mapping[str, np.ndarray], rng, vocabulary, lengths) -> Example:
-        return {name: np.asarray(tokens[name], np.int32) for name in self.features}
+        return {name: self._begun(tokens[name], vocabulary) for name in self.features}

@@ -125,7 +125,8 @@ class FillInTheMiddle:
         marks = special_ids(vocabulary, self.mark_tokens, ROLES, "FillInTheMiddle.mark_tokens")
         text = vocabulary.decode(tokens) if unit == "character" else tokens
         first, second = sorted((rng.random(2) * (len(text) + 1)).astype(int).tolist())
-        parts = text[:first], text[first:second], text[second:]
+        parts = [text[:first], text[first:second], text[second:]]
         if unit == "character":
             parts = [vocabulary.encode(part) for part in parts]
-        return fill_in_the_middle(*parts, marks, spm)
+        prefix, middle, suffix = parts
+        return fill_in_the_middle(prefix, middle, suffix, marks, spm)
