@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import t5x_lite
-from t5x_lite import cli, config
+from t5x_lite import cli, config, verbs
 from t5x_lite.data.vocabulary import SentencePieceVocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.programs import doctor, vocab
@@ -54,7 +54,7 @@ def verb(monkeypatch):
 
     def add(main, **options):
         monkeypatch.setitem(sys.modules, "toast_program", types.SimpleNamespace(main=main))
-        entry = cli.Verb(
+        entry = verbs.Verb(
             "toast_program", "make toast", "t5x_lite toast", **{"gin": False} | options
         )
         monkeypatch.setitem(cli.VERBS, "toast", entry)
@@ -273,13 +273,13 @@ def test_a_verb_with_a_root_gets_its_config(verb, capsys, monkeypatch):
 def test_ctrl_c_ends_with_one_line():
     code = """
 import signal, sys, time, types
-from t5x_lite import cli
+from t5x_lite import cli, verbs
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit "ignore"
 def main(args):
     print("started", flush=True)
     time.sleep(60)
 sys.modules["sleepy"] = types.SimpleNamespace(main=main)
-cli.VERBS["sleep"] = cli.Verb("sleepy", "sleep", "", gin=False)
+cli.VERBS["sleep"] = verbs.Verb("sleepy", "sleep", "", gin=False)
 sys.exit(cli.main(["sleep"]))
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -295,9 +295,9 @@ def test_stdout_shows_each_line_at_once_in_a_pipe():
     """The line must arrive while the program is still running."""
     code = """
 import sys, time, types
-from t5x_lite import cli
+from t5x_lite import cli, verbs
 sys.modules["slow"] = types.SimpleNamespace(main=lambda args: print("line") or time.sleep(60))
-cli.VERBS["slow"] = cli.Verb("slow", "be slow", "", gin=False)
+cli.VERBS["slow"] = verbs.Verb("slow", "be slow", "", gin=False)
 cli.main(["slow"])
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -312,11 +312,11 @@ cli.main(["slow"])
 def test_a_reader_that_goes_away_is_no_error():
     code = """
 import sys, types
-from t5x_lite import cli
+from t5x_lite import cli, verbs
 def main(args):
     while True: print("line")
 sys.modules["endless"] = types.SimpleNamespace(main=main)
-cli.VERBS["endless"] = cli.Verb("endless", "go on", "", gin=False)
+cli.VERBS["endless"] = verbs.Verb("endless", "go on", "", gin=False)
 sys.exit(cli.main(["endless"]))
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
