@@ -4,8 +4,8 @@
   python benchmarks/families.py --folder=F --families=bert,xlnet --steps=20   # does it run?
 
 Small shapes (128 wide, 4 layers in all), 16 rows of about 128 tokens, one vocabulary of 4,096
-pieces, AdamW. "unigram" is the loss of the best model without context on the same targets. Losses of
-different objectives can't be compared: each family is only compared with its own start. A family
+pieces, AdamW. "unigram" is the loss of the best model without context on the same targets. Losses
+of different objectives can't be compared: each family is only compared with its own start. A family
 whose run is finished in the folder isn't trained again.
 """
 

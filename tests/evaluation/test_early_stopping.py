@@ -1,12 +1,14 @@
 """A run that is ended early, and asked to go on."""
 
 import gin
+import pytest
 import tiny
 
 from t5x_lite import config
 from t5x_lite.programs.train import train
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_it_gets_no_better_and_stays_ended(tmp_path, capsys):
     arguments = tiny.arguments(tmp_path, total_steps=6, eval_period=2)
     with config.fresh():

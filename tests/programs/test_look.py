@@ -18,6 +18,8 @@ from t5x_lite.report import runs
 from t5x_lite.training.checkpoints import Checkpoints
 from t5x_lite.training.trackers import Trackers, read_json_lines
 
+pytestmark = pytest.mark.slow  # a whole run, and models compiled to look into them
+
 MORE = """
 TransformerConfig.embed_dim = 32
 TransformerConfig.num_heads = 4
