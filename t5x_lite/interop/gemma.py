@@ -8,7 +8,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.interop import rope
 from t5x_lite.interop.family import ACTIVATIONS, Family, first_obstacle
 from t5x_lite.interop.fields import Fields
-from t5x_lite.interop.llama import NORMS, rules
+from t5x_lite.interop.llama import NORMS, rules, sizes
 from t5x_lite.interop.weight_maps import Rule
 from t5x_lite.models import TransformerConfig
 
@@ -117,13 +117,7 @@ class Gemma(Family):
         values = {
             "model_type": kind,
             "architectures": [name],
-            "vocab_size": c.vocab_size,
-            "hidden_size": c.embed_dim,
-            "intermediate_size": c.mlp_dim,
-            "num_hidden_layers": c.num_decoder_layers,
-            "num_attention_heads": c.num_heads,
-            "num_key_value_heads": c.kv_heads,
-            "head_dim": c.head_dim,
+            **sizes(c),
             "hidden_act": _NAMES[c.mlp_activations[0]],
             "hidden_activation": _NAMES[c.mlp_activations[0]],
             "max_position_embeddings": c.max_positions,

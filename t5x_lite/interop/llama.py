@@ -28,6 +28,19 @@ _SEVERAL = tuple(range(2, 1024))
 _NAMES = {"gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu", "relu": "relu", "silu": "silu"}
 
 
+def sizes(config: TransformerConfig) -> dict[str, int]:
+    """What a config.json of a decoder-only model says of its sizes."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_decoder_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+    }
+
+
 class Llama(Family):
     model_types = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 
@@ -114,13 +127,7 @@ class Llama(Family):
         values = {
             "model_type": kind,
             "architectures": [name],
-            "vocab_size": c.vocab_size,
-            "hidden_size": c.embed_dim,
-            "intermediate_size": c.mlp_dim,
-            "num_hidden_layers": c.num_decoder_layers,
-            "num_attention_heads": c.num_heads,
-            "num_key_value_heads": c.kv_heads,
-            "head_dim": c.head_dim,
+            **sizes(c),
             "hidden_act": _NAMES[c.mlp_activations[0]],
             "max_position_embeddings": c.max_positions,
             "rms_norm_eps": c.norm_epsilon,
