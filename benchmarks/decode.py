@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--torch_python", help="interpreter with torch and transformers")
-    parser.add_argument("--xla_flags", default="--xla_cpu_experimental_ynn_fusion_type=")
+    parser.add_argument("--xla_flags", default="")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try the script")
     parser.add_argument("--json", help="file for all numbers")
     parser.add_argument("--folder", help=argparse.SUPPRESS)

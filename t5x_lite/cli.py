@@ -134,9 +134,10 @@ def _run(argv: list[str]) -> int:
             verb.root,
             trust=args.trust_config,
         )
-        from t5x_lite.parallel import xla_flags
+        if args.verb == "train":  # with a few rows, as in decoding, the other products are faster
+            from t5x_lite.parallel import xla_flags
 
-        xla_flags.apply_defaults()  # before jax starts a backend
+            xla_flags.apply_defaults()  # before jax starts a backend
     return importlib.import_module(verb.module).main(args)
 
 

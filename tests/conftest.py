@@ -15,7 +15,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 flags = [
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
-    "--xla_cpu_experimental_ynn_fusion_type=",  # as the programs (parallel/xla_flags.py)
+    "--xla_cpu_experimental_ynn_fusion_type=",  # as `train` (parallel/xla_flags.py)
 ]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # newer ones don't know it and abort
     flags.append("--xla_cpu_use_fusion_emitters=false")  # compiles a quarter faster at level 0

@@ -13,7 +13,7 @@ from t5x_lite.errors import UserError, did_you_mean
 # Each value is (environment variable, flags).
 SETS: dict[str, tuple[str, tuple[str, ...]]] = {
     # Eigen's matrix products in the place of YNNPACK's: single runs of a T5 1.1 small step, on a
-    # busy AMD EPYC with jax 0.10.2, took 2 to 10 % fewer processor seconds. The programs set it.
+    # busy AMD EPYC with jax 0.10.2, took 2 to 10 % fewer processor seconds. `train` sets it; beam search took twice as many.
     "cpu_eigen": ("XLA_FLAGS", ("--xla_cpu_experimental_ynn_fusion_type=",)),
     # Communication under computation, and fewer, larger collectives.
     "gpu_overlap": (
@@ -70,7 +70,7 @@ def apply(*names: str, environment: MutableMapping[str, str] | None = None) -> N
 
 
 def apply_defaults(environment: MutableMapping[str, str] | None = None) -> None:
-    """What every program runs with, where this jaxlib is known to know it: XLA ends the process
+    """What training runs with, where this jaxlib is known to know it: XLA ends the process
     at a flag that it doesn't."""
     version = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
     if (0, 10) <= version <= (0, 12):

@@ -21,7 +21,7 @@ def test_flags_are_added_once_and_the_users_stay():
         xla_flags.apply("gpu_overlaps", environment=environment)
 
 
-def test_programs_default_to_what_this_jaxlib_knows(monkeypatch):
+def test_training_defaults_to_what_this_jaxlib_knows(monkeypatch):
     environment = {}
     xla_flags.apply_defaults(environment)
     assert environment == {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type="}
