@@ -13,7 +13,8 @@ from t5x_lite.errors import UserError, did_you_mean
 # Each value is (environment variable, flags).
 SETS: dict[str, tuple[str, tuple[str, ...]]] = {
     # Eigen's matrix products in the place of YNNPACK's: single runs of a T5 1.1 small step, on a
-    # busy AMD EPYC with jax 0.10.2, took 2 to 10 % fewer processor seconds. `train` sets it; beam search took twice as many.
+    # busy AMD EPYC with jax 0.10.2, took 2 to 10 % fewer processor seconds, so `train` sets it; an
+    # LM's beam search took twice as many.
     "cpu_eigen": ("XLA_FLAGS", ("--xla_cpu_experimental_ynn_fusion_type=",)),
     # Communication under computation, and fewer, larger collectives.
     "gpu_overlap": (
