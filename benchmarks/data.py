@@ -25,8 +25,8 @@ VOCABULARY_SIZE, BATCH_SIZE = 8100, 64
 
 def prepare(folder: Path) -> None:
     """corpus/*.txt, 4 files with a document a line; vocabulary.model without sentinels."""
+    from t5x_lite.data.sentencepiece_training import train_sentencepiece
     from t5x_lite.data.sources import PythonLibrary, TextFiles
-    from t5x_lite.data.vocabulary import train_sentencepiece
 
     (folder / "corpus").mkdir(parents=True, exist_ok=True)
     lines: list[str] = []

@@ -4,9 +4,9 @@
 #   bash launch/docker.sh build --tag=IMAGE --device=gpu
 #   bash launch/docker.sh push --tag=IMAGE
 #   bash launch/docker.sh run --tag=IMAGE --device=gpu --folder=runs -- train \
-#     --gin_file=recipes/quickstart.gin --gin.MODEL_DIR=/work/runs/mine
+#     --gin_file=recipes/quickstart.gin --gin.MODEL_DIR=/mnt/runs/mine
 #
-# Flags: --tag, --device=tpu|gpu (default: gpu), --folder (of this machine, at /work/NAME), --dry_run
+# Flags: --tag, --device=tpu|gpu (default: gpu), --folder (of this machine, at /mnt/NAME), --dry_run
 # (prints the commands). After --: a command of `t5x_lite`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -27,7 +27,7 @@ case "$command" in
     mounts=()
     if [[ -n "$folder" ]]; then
       folder="$(cd "$folder" && pwd)" || die "--folder: no such folder"
-      mounts=(--volume="$folder:/work/$(basename "$folder")")
+      mounts=(--volume="$folder:/mnt/$(basename "$folder")")
     fi
     run docker run --rm --init --shm-size=2g --stop-timeout=300 "${devices[@]}" "${mounts[@]}" "$tag" \
       "${flags[@]}"

@@ -16,7 +16,7 @@ _NAMES = {
     "Mixture": "data.tasks",
     "SentencePieceVocabulary": "data.vocabulary",
     "ByteVocabulary": "data.vocabulary",
-    "train_sentencepiece": "data.vocabulary",
+    "train_sentencepiece": "data.sentencepiece_training",
     "SpanCorruption": "data.objectives",
     "CausalLM": "data.objectives",
     "PrefixLM": "data.objectives",

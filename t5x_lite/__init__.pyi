@@ -23,11 +23,11 @@ from t5x_lite.data.sources import (
     open_files as open_files,
 )
 from t5x_lite.data.tasks import Mixture as Mixture, Task as Task
+from t5x_lite.data.sentencepiece_training import train_sentencepiece as train_sentencepiece
 from t5x_lite.data.trained_vocabulary import TrainedVocabulary as TrainedVocabulary
 from t5x_lite.data.vocabulary import (
     ByteVocabulary as ByteVocabulary,
     SentencePieceVocabulary as SentencePieceVocabulary,
-    train_sentencepiece as train_sentencepiece,
 )
 from t5x_lite.errors import UserError as UserError
 from t5x_lite.inference.decoding import generate as generate

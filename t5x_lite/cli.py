@@ -121,10 +121,10 @@ def _run(argv: list[str]) -> int:
 
         return supervisor.supervise(supervisor.train_command(argv), args.restart)
     if verb.root:
-        from t5x_lite import config
+        from t5x_lite import config, gin_files
 
         if not args.gin_file and not args.gin_bindings:
-            shipped = config.shipped_gin_configs()
+            shipped = gin_files.shipped_gin_configs()
             raise UserError(f"{args.verb} needs --gin_file=FILE (shipped ones are in {shipped})")
         config.register_all()
         config.parse(

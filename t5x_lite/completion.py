@@ -47,7 +47,7 @@ def script(shell: str, verbs: Verbs, helps: Mapping[str, str], gin_files: Iterab
 
 
 def shipped_recipes() -> list[str]:
-    """As `config.shipped_gin_configs` finds them, without importing gin."""
+    """As `gin_files.shipped_gin_configs` finds them, without importing gin."""
     package = Path(__file__).resolve().parent
     for folder in (package / "gin_configs", package.parent / "gin_configs"):
         if folder.is_dir():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5x_lite import config
+from t5x_lite import config, gin_files
 from t5x_lite.errors import UserError
 
 ROOT = Path(config.__file__).parent.parent
@@ -72,7 +72,7 @@ def mistake(files=(), bindings=(), search=()) -> str:
 
 def test_files_are_found_in_order_as_given_here_search_paths_shipped(tmp_path, monkeypatch):
     shipped, other, here = tmp_path / "shipped", tmp_path / "other", Path.cwd()
-    monkeypatch.setattr(config, "shipped_gin_configs", lambda: shipped)
+    monkeypatch.setattr(gin_files, "shipped_gin_configs", lambda: shipped)
     wanted = []
     for number, folder in enumerate((shipped, other, here)):
         write(folder / "models/x.gin", f"bake.minutes = {number}")
@@ -85,7 +85,7 @@ def test_files_are_found_in_order_as_given_here_search_paths_shipped(tmp_path, m
 
 def test_includes_are_found_the_same_way_at_any_depth_and_beside_the_file(tmp_path, monkeypatch):
     shipped = tmp_path / "shipped"
-    monkeypatch.setattr(config, "shipped_gin_configs", lambda: shipped)
+    monkeypatch.setattr(gin_files, "shipped_gin_configs", lambda: shipped)
     write(shipped / "models/x.gin", "bake.minutes = 7\ninclude 'parts/y.gin'")
     write(shipped / "parts/y.gin", "bake.folder = 'y'")
     write(tmp_path / "elsewhere/run.gin", "include 'models/x.gin'\ninclude 'mine.gin'")
@@ -124,7 +124,10 @@ def test_a_file_that_includes_itself():
 
 def test_the_shipped_folder_lies_beside_the_package_or_in_it():
     package = Path(config.__file__).parent
-    assert config.shipped_gin_configs() in (package / "gin_configs", package.parent / "gin_configs")
+    assert gin_files.shipped_gin_configs() in (
+        package / "gin_configs",
+        package.parent / "gin_configs",
+    )
 
 
 # ----------------------------------------------------------------------------------- wrong names

@@ -4,11 +4,11 @@ import jax
 import pytest
 
 import t5x_lite as tl
-from t5x_lite import config
+from t5x_lite import config, gin_files
 from t5x_lite.models import Model
 from t5x_lite.programs.train import train
 
-SHIPPED = config.gin_files_under(config.shipped_gin_configs())
+SHIPPED = gin_files.gin_files_under(gin_files.shipped_gin_configs())
 MODELS = [name for name in SHIPPED if name.startswith("models/")]
 RECIPES = [name for name in SHIPPED if name.startswith("recipes/")]
 FAMILIES = {"models/t5_1_0.gin", "models/t5_1_1.gin", "models/lm.gin"}
@@ -121,13 +121,13 @@ def test_recipes_parse_build_and_lower_on_eight_devices(name, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_begins_with_what_to_expect(name):
-    header = (config.shipped_gin_configs() / name).read_text().split("include")[0]
+    header = (gin_files.shipped_gin_configs() / name).read_text().split("include")[0]
     for word in ("# Paper:", "# Command:", "# Hardware:", "# Expected:"):
         assert word in header
 
 
 def _all_text(name: str) -> str:
-    text = (config.shipped_gin_configs() / name).read_text()
+    text = (gin_files.shipped_gin_configs() / name).read_text()
     for line in text.splitlines():
         if line.startswith("include"):
             text += _all_text(line.split('"')[1])

@@ -51,8 +51,8 @@ def test_a_wheel_holds_what_is_needed_without_the_checkout(wheel, tmp_path):
         if file.is_file() and "__pycache__" not in file.parts:
             assert file.relative_to(ROOT).as_posix() in files
     code = (
-        "from t5x_lite import cli, config; "
-        "print(config.find_gin_file('recipes/quickstart.gin')); cli.main(['--help'])"
+        "from t5x_lite import cli, config, gin_files; "
+        "print(gin_files.find_gin_file('recipes/quickstart.gin')); cli.main(['--help'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(wheel)},

@@ -60,7 +60,7 @@ class Tokenizer:
 
     def train(self, records: Iterable, sizes: Mapping[str, int], path: Path) -> None:
         """Writes the model. Raises UserError if there is too little text."""
-        from t5x_lite.data.vocabulary import train_sentencepiece
+        from t5x_lite.data.sentencepiece_training import train_sentencepiece
 
         texts = list(self.sample(records, sizes))
         given = dict(model_type=self.model_type, extra_ids=self.extra_ids,

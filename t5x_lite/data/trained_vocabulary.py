@@ -13,8 +13,9 @@ import gin
 import numpy as np
 
 from t5x_lite.data.files import cache_folder, is_url, local_copy, written_whole
+from t5x_lite.data.sentencepiece_training import train_sentencepiece
 from t5x_lite.data.source import Source, digest
-from t5x_lite.data.vocabulary import SentencePieceVocabulary, Vocabulary, train_sentencepiece
+from t5x_lite.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from t5x_lite.errors import UserError
 
 _FILE = "vocabulary.model"

@@ -174,11 +174,12 @@ def _summary_lines(
     lines += [f"{'page':>20}  {page}"] if page else []
     lines += ["", "Next:"]
     gin_file = os.path.join(model_dir, "config.gin")
+    lines.append(f"  t5x_lite eval --gin_file={gin_file} --checkpoint=all")
+    if samples:  # of an encoder there are none
+        masked = "<extra_id_0>" in samples[0].get("input", "")
+        prompt = "import <extra_id_0> as np" if masked else "def main("
+        lines.append(f'  t5x_lite infer --gin_file={gin_file} --prompt="{prompt}"')
     lines += [
-        f"  t5x_lite eval --gin_file={gin_file} --checkpoint=all",
-        f'  t5x_lite infer --gin_file={gin_file} --prompt="import <extra_id_0> as np"'
-        if samples and "<extra_id_0>" in samples[0].get("input", "<extra_id_0>")
-        else f'  t5x_lite infer --gin_file={gin_file} --prompt="def main("',
         f"  t5x_lite explain {model_dir} --html=explained.html",
         f"  t5x_lite train --gin_file={gin_file} --gin.train.total_steps={2 * summary['step']}",
     ]

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from t5x_lite import config
+from t5x_lite import config, gin_files
 from t5x_lite.errors import UserError
 from t5x_lite.planning import topologies
 from t5x_lite.planning.topologies import Topology
@@ -19,7 +19,7 @@ DEFAULT_CACHE = "~/.cache/t5x_lite/plan"
 def main(args: argparse.Namespace) -> int:
     if not args.gin_file and not args.gin_bindings:
         raise UserError(
-            f"plan needs --gin_file=FILE (shipped ones are in {config.shipped_gin_configs()})"
+            f"plan needs --gin_file=FILE (shipped ones are in {gin_files.shipped_gin_configs()})"
         )
     topology = topologies.find(args.topology)
     if args.price is not None and args.price < 0:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from t5x_lite import config
+from t5x_lite.data.sentencepiece_training import train_sentencepiece
 from t5x_lite.data.source import Source
 from t5x_lite.data.text_files import TextFiles
-from t5x_lite.data.vocabulary import Vocabulary, train_sentencepiece
+from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import UserError
 
 TASK = "train.task"  # where a run's gin file names its task

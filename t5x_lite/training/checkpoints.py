@@ -18,15 +18,12 @@ import contextlib
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 from etils import epath
@@ -36,81 +33,12 @@ from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.parallel import distributed
 from t5x_lite.training import checkpoint_layout as layout
 from t5x_lite.training import verification
+from t5x_lite.training.retention import CheckpointConfig, Keep
 from t5x_lite.training.verification import Damaged
 
 log = logging.getLogger(__name__)
 
 WRITTEN_BY = ("t5x_lite", "jax", "flax", "optax", "orbax-checkpoint")
-
-
-@gin.configurable(module="t5x_lite")
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When a checkpoint is written and which ones stay.
-
-    A checkpoint stays if any of the three rules wants it; the newest always does.
-
-    Attributes:
-      period: steps between checkpoints, in absolute steps: resuming at an odd step shifts nothing.
-      keep_latest: how many of the newest stay; None keeps all.
-      keep_every: every multiple of this many steps stays for good; None for none.
-      keep_best: name of a metric given to `save`; the `keep_best_count` checkpoints that are best
-        by it stay. None for none.
-      best_mode: "min" if smaller is better, or "max".
-      keep_best_count: how many of the best stay.
-      asynchronous: write in the background while training goes on.
-      require_finite: a NaN in the state, or an inf among the parameters, is an error, not saved.
-      export_every: at every multiple of this many steps a checkpoint is written and, in the
-        background, exported for Hugging Face to model_dir/exports/STEP; see programs/exports.py.
-      export_dtype: of those exports: "float32", "bfloat16" or "float16"; None: the parameters'.
-    """
-
-    period: int = 1000
-    keep_latest: int | None = 3
-    keep_every: int | None = None
-    keep_best: str | None = None
-    best_mode: str = "min"
-    keep_best_count: int = 1
-    asynchronous: bool = True
-    require_finite: bool = True
-    export_every: int | None = None
-    export_dtype: str | None = None
-
-    def __post_init__(self):
-        names = ("period", "keep_latest", "keep_every", "keep_best_count", "export_every")
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"CheckpointConfig.{name} is {value}; it must be at least 1.")
-        if self.best_mode not in ("min", "max"):
-            raise UserError(
-                f"CheckpointConfig.best_mode is {self.best_mode!r}; it must be 'min' or 'max'."
-            )
-        if self.export_dtype not in (None, "float32", "bfloat16", "float16"):
-            raise UserError(
-                f"CheckpointConfig.export_dtype is {self.export_dtype!r}; expected float32, "
-                f"bfloat16 or float16."
-            )
-
-
-def steps_to_keep(
-    metrics: Mapping[int, Mapping[str, float] | None], config: CheckpointConfig
-) -> set[int]:
-    """Returns which of the steps in `metrics` stay, given the metrics each was saved with.
-
-    Among equally good steps the later one is better; a step whose metric is missing or isn't finite
-    is never one of the best.
-    """
-    steps = sorted(metrics)
-    keep = set(steps if config.keep_latest is None else steps[-config.keep_latest :])
-    if config.keep_every is not None:
-        keep |= {step for step in steps if step % config.keep_every == 0}
-    if config.keep_best is not None:
-        sign = -1 if config.best_mode == "min" else 1
-        values = {step: (metrics[step] or {}).get(config.keep_best) for step in steps}
-        scores = {s: sign * v for s, v in values.items() if v is not None and math.isfinite(v)}
-        keep |= set(sorted(scores, key=lambda s: (scores[s], s))[-config.keep_best_count :])
-    return keep
 
 
 class SaveError(OSError):
@@ -372,7 +300,7 @@ class Checkpoints:
             self._writer = ocp.training.Checkpointer(
                 self.folder,
                 context=context,
-                preservation_policy=_Keep(self.config),
+                preservation_policy=Keep(self.config),
                 step_name_format=layout.WholeSteps(),
                 cleanup_tmp_directories=True,
             )
@@ -388,18 +316,6 @@ class Checkpoints:
                 ", ".join(sorted(metrics)),
                 did_you_mean(best, metrics),
             )
-
-
-class _Keep:
-    """`steps_to_keep` as an Orbax preservation policy."""
-
-    def __init__(self, config: CheckpointConfig):
-        self._config = config
-
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        del context
-        keep = steps_to_keep({c.step: c.metrics for c in checkpoints}, self._config)
-        return [c.step in keep for c in checkpoints]
 
 
 def _crc32(position: np.ndarray) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite import cli, config
+from t5x_lite import cli, config, gin_files
 from t5x_lite.corpus.c4 import C4, C4Paragraphs, C4Tfds
 from t5x_lite.corpus.code import Code
 from t5x_lite.corpus.fineweb import FineWeb
@@ -50,7 +50,8 @@ def test_recipes(fresh, name, tmp_path):
     config.parse([f"corpus/{name}.gin"], [f"INPUT='{tmp_path}'", f"OUTPUT='{tmp_path}'"], (),
                  "Corpus")  # fmt: skip
     assert Corpus().steps and Corpus().duplicates is not None
-    header = (config.shipped_gin_configs() / f"corpus/{name}.gin").read_text().split("include")[0]
+    text = (gin_files.shipped_gin_configs() / f"corpus/{name}.gin").read_text()
+    header = text.split("include")[0]
     assert f"# Command: t5x_lite corpus --gin_file=corpus/{name}.gin" in header
 
 

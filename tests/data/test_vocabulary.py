@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_lite.data.objectives import UL2
+from t5x_lite.data.sentencepiece_training import train_sentencepiece
 from t5x_lite.data.vocabulary import (
     ByteVocabulary,
     SentencePieceVocabulary,
-    _add_sentinels,
-    train_sentencepiece,
+    add_sentinels,
 )
 from t5x_lite.errors import UserError
 
@@ -144,7 +144,7 @@ def test_normalised_text_is_counted_with_its_first_space(normalising):
 def test_files_without_sentinels_get_them(path, tiny, tmp_path):
     bare = tmp_path / "bare.model"
     model = path.read_bytes()
-    bare.write_bytes(model[: len(model) - len(_add_sentinels(b"", 20))])
+    bare.write_bytes(model[: len(model) - len(add_sentinels(b"", 20))])
     assert SentencePieceVocabulary(bare).size == SIZE - 20 + 100
     added = SentencePieceVocabulary(bare, extra_ids=20)
     assert added.fingerprint == tiny.fingerprint

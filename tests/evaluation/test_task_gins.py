@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from t5x_lite import config
+from t5x_lite import config, gin_files
 from t5x_lite.data.loader import BatchLoader
 from t5x_lite.data.source import Source
 from t5x_lite.data.templates import Classify, space_punctuation
@@ -213,7 +213,7 @@ def train_a_step(task, architecture: str = "encoder_decoder") -> None:
 def test_every_task_is_tested():
     shipped = {
         name.removeprefix("tasks/").removesuffix(".gin")
-        for name in config.gin_files_under(config.shipped_gin_configs())
+        for name in gin_files.gin_files_under(gin_files.shipped_gin_configs())
         if name.startswith("tasks/")
     }
     assert shipped == {*TASKS, *MIXTURES, *LANGUAGE_MODELS, *OTHERS, "multi30k_en_de"}

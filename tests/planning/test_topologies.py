@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from t5x_lite import config
+from t5x_lite import config, gin_files
 from t5x_lite.errors import UserError
 from t5x_lite.parallel.mesh import MeshConfig, make_mesh
 from t5x_lite.planning import roofline, topologies
@@ -98,7 +98,7 @@ def test_between_slices_the_network_counts():
     assert two > across and two - across == pytest.approx(one, rel=0.1)
 
 
-MESHES = [n for n in config.gin_files_under(config.shipped_gin_configs()) if "meshes/" in n]
+MESHES = [n for n in gin_files.gin_files_under(gin_files.shipped_gin_configs()) if "meshes/" in n]
 
 
 @pytest.mark.parametrize("name", MESHES)

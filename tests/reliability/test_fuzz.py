@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from t5x_lite import config
 from t5x_lite.data import vocabulary
+from t5x_lite.data.sentencepiece_training import train_sentencepiece
 from t5x_lite.data.tables import JsonLines
 from t5x_lite.errors import UserError
 from t5x_lite.training.checkpoints import Checkpoints
@@ -169,7 +170,7 @@ def test_checkpoint_manifests(saved, tmp_path, name, data):
 def model_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("vocabulary") / "small.model"
     texts = [f"the quick brown fox {i} jumps over the lazy dog {i * 7}" for i in range(200)]
-    vocabulary.train_sentencepiece(texts, path, 450, extra_ids=10)
+    train_sentencepiece(texts, path, 450, extra_ids=10)
     return path.read_bytes()
 
 

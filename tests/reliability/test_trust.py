@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite import config
+from t5x_lite import config, gin_files
 from t5x_lite.errors import UserError
 
 PACKAGE = Path(config.__file__).parent
@@ -71,7 +71,7 @@ def test_a_config_from_a_url(foreign, monkeypatch):
         assert not hasattr(sys, "ran_foreign_code")
         Path("plain.gin").write_text("train.total_steps = 3\n")
         parse(f"{base}/plain.gin")
-        monkeypatch.setattr(config, "MAX_GIN_BYTES", 10)
+        monkeypatch.setattr(gin_files, "MAX_GIN_BYTES", 10)
         with pytest.raises(UserError, match="more than 10 bytes"):
             parse(f"{base}/plain.gin")
         with pytest.raises(UserError, match="cannot read the gin file .*404"):

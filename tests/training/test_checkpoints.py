@@ -26,8 +26,8 @@ from t5x_lite.training.checkpoints import (
     CheckpointConfig,
     Checkpoints,
     restore_params,
-    steps_to_keep,
 )
+from t5x_lite.training.retention import steps_to_keep
 
 REPOSITORY = Path(__file__).parents[2]
 
