@@ -5,6 +5,7 @@
   DATATROVE_ENV/bin/python benchmarks/corpus.py datatrove --folder=F
   python benchmarks/corpus.py compare --folder=F              # who kept what, each difference
   python benchmarks/corpus.py pipeline --folder=F --workers=2 # the whole command, with plants
+  python benchmarks/corpus.py growth --folder=F [--mb=12 --times 1 4 16]  # time and memory
 
 `prepare` takes the text files that the system's packages and Python's bring along; what isn't there
 is skipped. datatrove (in an environment of its own: datatrove[processing]) splits words with our
@@ -17,15 +18,28 @@ import os
 import random
 import re
 import resource
+import subprocess
 import sys
 import sysconfig
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from t5x_lite.corpus.text import words  # needs nothing installed
+from t5x_lite.corpus.text import comparable, words  # need nothing installed
 
-FIELDS = (b"john.smith@mail.org", b"+1 415 555 2671", b"4111 1111 1111 1111")
+# What is planted, and what only looks like it: {kind: (strings to be changed, strings to stay)}.
+PLANTS = {
+    "email": (["john.smith@mail.org", "a.b+c@x-y.co.uk"], ["user@localhost", "@decorator"]),
+    "phone": (["+1 415 555 2671", "(415) 555-2671"], ["2024-05-17", "1,234,567.89", "v1.2.3.4"]),
+    "card": (["4111 1111 1111 1111"], ["4111 1111 1111 1112", "9999999999999995"]),
+    "iban": (["DE89 3704 0044 0532 0130 00"], ["DE89 3704 0044 0532 0130 01"]),
+    "ip": (["8.8.8.8", "2001:4860:4860::8888"], ["192.168.0.1", "256.1.1.1", "std::string"]),
+    "key": (["AKIAIOSFODNN7EXAMPLE", "ghp_" + "a1" * 18], ["AKIA", "ghp_short"]),
+    "mojibake": (["naïve café, größer".encode().decode("latin-1"), "It\u00e2\u20ac\u2122s"],
+                 ["naïve café, größer: 5 €", "Ã is a letter"]),
+    "boilerplate": (["This site uses cookies to serve you.", "Read our privacy policy before use."],
+                    ["The policy of the site is to serve.", "They baked cookies before use."]),
+}  # fmt: skip
 
 
 def prepare(folder: Path, megabytes: float) -> None:
@@ -46,21 +60,7 @@ def prepare(folder: Path, megabytes: float) -> None:
             if size > megabytes * 1e6:
                 break
     rng.shuffle(texts)
-    plants: dict[str, list[int]] = {}
-    for kind in ("exact", "near", "personal", "mojibake"):
-        for original in rng.sample(range(len(texts)), max(1, len(texts) // 50)):
-            text = texts[original]
-            if kind == "near":
-                parts = text.split(" ")
-                for _ in range(max(1, len(parts) // 200)):
-                    parts[rng.randrange(len(parts))] = "changed"
-                text = " ".join(parts)
-            elif kind == "personal":
-                text = f"{text[::-1]}\n{rng.choice(FIELDS).decode()}\n"
-            elif kind == "mojibake":
-                text = f"{text[::-1]}\n" + "naïve café, größer: ".encode().decode("latin-1")
-            plants.setdefault(kind, []).append(len(texts))
-            texts.append(text)
+    plants = plant(texts, rng)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "raw.jsonl", "w", encoding="utf-8") as file:
         for number, text in enumerate(texts):
@@ -68,6 +68,36 @@ def prepare(folder: Path, megabytes: float) -> None:
             file.write(json.dumps(row) + "\n")
     (folder / "plants.json").write_text(json.dumps(plants))
     print(f"{len(texts):,} documents, {sum(map(len, texts)) / 1e6:.1f} MB")
+
+
+def plant(texts: list[str], rng: random.Random) -> dict[str, list]:
+    """Adds documents to `texts`; returns {kind: [(number, whether a rule should hit, string)]}."""
+    originals, found = list(texts), {}
+
+    def add(kind: str, text: str, hit: bool, string: str = "") -> None:
+        found.setdefault(kind, []).append((len(texts), hit, string))
+        texts.append(text)
+
+    def changed(text: str, every: int) -> str:
+        parts = text.split(" ")
+        for i in range(rng.randrange(every), len(parts), every):
+            parts[i] = f"changed{rng.randrange(10**6)}"
+        return " ".join(parts)
+
+    for text in rng.sample(originals, max(1, len(originals) // 50)):
+        add("exact copy", text.upper() + "!", True)
+        add("exact copy", text[: len(text) // 2], False)
+    for text in rng.sample(originals, max(1, len(originals) // 50)):
+        add("near copy", changed(text, 200), True)
+        add("near copy", changed(text, 6), False)  # 5-grams alike: a quarter
+    for kind, given in PLANTS.items():
+        for original in rng.sample(originals, max(1, len(originals) // 100)):
+            for hit, strings in zip((True, False), given, strict=True):
+                parts, string = original.split(), rng.choice(strings)
+                rng.shuffle(parts)  # a document of its own
+                parts.insert(len(parts) // 2, f"\n{string}\n")
+                add(kind, " ".join(parts), hit, string)
+    return found
 
 
 def read(folder: Path) -> list[str]:
@@ -193,21 +223,39 @@ def compare(folder: Path) -> None:
         for who, numbers, rows in (("ours", only_a, a[name]), ("datatrove", only_b, b[name])):
             for number in sorted(numbers, key=int)[:20]:
                 text = texts[int(number)][:60].encode("unicode_escape").decode()
-                print(f"  {who} {number} {rows[number]}: {text}")
+                near = f" (Jaccard {nearest(texts, int(number)):.2f})" if name == "minhash" else ""
+                print(f"  {who} {number} {rows[number]}{near}: {text}")
+
+
+def nearest(texts: list[str], number: int) -> float:
+    """The greatest similarity of a document to one before it, by its 5-grams of words."""
+
+    def grams(text: str) -> set:
+        parts = comparable(text).split()
+        return set(zip(*(parts[i:] for i in range(5)), strict=False))
+
+    mine = grams(texts[number])
+    others = (grams(text) for text in texts[:number])
+    return max(len(mine & other) / max(len(mine | other), 1) for other in others)
 
 
 def pipeline(folder: Path, workers: int, mb_unit: float) -> None:
     """Processor seconds and peak memory of all processes, and what became of the plants."""
+    from t5x_lite.corpus.c4 import C4
     from t5x_lite.corpus.limits import Repair
     from t5x_lite.corpus.pii import Pii
     from t5x_lite.corpus.pipeline import build
     from t5x_lite.corpus.settings import Corpus
 
+    lines = C4(
+        end_marks=None, min_line_words=None, min_sentences=None, lorem_ipsum=None,
+        curly_bracket=None, max_word_length=None,
+    )  # fmt: skip
     start = time.monotonic()
     made = build(
         Corpus(
             str(folder / "raw.jsonl"), str(folder / f"out{workers}"), "bench",
-            steps=(Repair(), Pii()), workers=workers, unit_bytes=int(mb_unit * 1e6),
+            steps=(Repair(), lines, Pii()), workers=workers, unit_bytes=int(mb_unit * 1e6),
         )
     )  # fmt: skip
     wall = time.monotonic() - start
@@ -220,31 +268,138 @@ def pipeline(folder: Path, workers: int, mb_unit: float) -> None:
 
     kept = {r["url"]: r["text"] for split in ("train", "validation")
             for r in read_dataset(made, split)}  # fmt: skip
+    judge(folder, kept)
+
+
+def judge(folder: Path, kept: dict[str, str]) -> None:
+    """Recall and precision of each rule on its plants; kept: {number: text}."""
     plants = json.loads((folder / "plants.json").read_text())
-    planted = {str(n) for kind in ("exact", "near") for n in plants[kind]}
-    dropped = {str(n) for n in range(len(read(folder)))} - set(kept)
-    for kind in ("exact", "near"):
-        found = sum(str(n) in dropped for n in plants[kind])
-        print(f"{kind}: {found} of {len(plants[kind])} plants dropped")
-    print(f"dropped and not planted: {len(dropped - planted)} (copies that were there before)")
-    left = sum(any(f.decode() in kept.get(str(n), "") for f in FIELDS) for n in plants["personal"])
-    print(f"personal data: {left} of {len(plants['personal'])} plants left")
-    mended = sum("naïve café, größer" in kept.get(str(n), "") for n in plants["mojibake"])
-    print(f"mojibake: {mended} of {len(plants['mojibake'])} plants mended")
+    print("| plants | to be hit | hit | recall | look-alikes | hit | precision |")
+    print("|---|---|---|---|---|---|---|")
+    for kind, rows in plants.items():
+        hits = {True: 0, False: 0}
+        for number, wanted, string in rows:
+            text = kept.get(str(number))
+            if "copy" in kind:
+                hits[wanted] += text is None
+            elif text is None:  # dropped for no reason
+                hits[wanted] += not wanted
+            else:
+                hits[wanted] += string not in text
+        number = sum(wanted for _, wanted, _ in rows)
+        others = len(rows) - number
+        precision = hits[True] / max(sum(hits.values()), 1)
+        print(f"| {kind} | {number} | {hits[True]} | {hits[True] / number:.3f} | {others} | "
+              f"{hits[False]} | {precision:.3f} |")  # fmt: skip
+    planted = {number for rows in plants.values() for number, *_ in rows}
+    texts = read(folder)
+    gone = [n for n in range(len(texts)) if str(n) not in kept and n not in planted]
+    print(f"dropped and not planted: {len(gone)}, their similarity to one before (Jaccard): "
+          + ", ".join(f"{nearest(texts, n):.2f}" for n in gone[:40]))  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- growth
+
+
+_DOCUMENTS_IN_FILE = 250
+
+
+def grow(folder: Path, megabytes: float, times: int) -> None:
+    """folder/TIMES/: the text of raw.jsonl, again and again in other words.
+
+    In each copy every word of four letters or more is another of the text's words, the same one
+    throughout, so that a copy repeats itself as the original does, but not the original.
+    """
+    rng, size, chosen = random.Random(0), 0.0, []
+    for text in read(folder):
+        if size < megabytes * 1e6:
+            chosen.append(text)
+            size += len(text)
+    word = re.compile(r"[a-z]{4,}")
+    known = sorted({w for text in chosen for w in word.findall(text)})
+    (folder / str(times)).mkdir(parents=True, exist_ok=True)
+    for copy in range(times):
+        other = dict(zip(known, known if copy == 0 else rng.sample(known, len(known)), strict=True))
+        for begin in range(0, len(chosen), _DOCUMENTS_IN_FILE):
+            name = f"{copy:03d}.{begin:06d}.jsonl"
+            with open(folder / str(times) / name, "w", encoding="utf-8") as file:
+                for number, text in enumerate(chosen[begin : begin + _DOCUMENTS_IN_FILE], begin):
+                    changed = word.sub(lambda m, other=other: other[m[0]], text)
+                    file.write(json.dumps({"text": changed, "url": f"{copy}/{number}"}) + "\n")
+
+
+def grown(folder: Path, times: int, workers: int, unit_mb: float) -> None:
+    """One size in a process of its own, whose memory is then its own, too; prints JSON."""
+    from t5x_lite import config
+    from t5x_lite.corpus.pipeline import build
+    from t5x_lite.corpus.settings import Corpus
+
+    config.register_all_corpus()
+    given = [f"INPUT='{folder}/{times}'", f"OUTPUT='{folder}/grown'", f"NAME='times{times}'",
+             "GopherQuality.by_spaces=True"]  # fmt: skip
+    config.parse(["corpus/web_en.gin"], given, (), "Corpus")
+    unit, said = int(unit_mb * 1e6), []
+    start = time.monotonic()
+    build(Corpus(workers=workers, unit_bytes=unit, shard_bytes=unit // 2), said.append)
+    wall = time.monotonic() - start
+    used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(json.dumps({
+        "times": times, "MB": sum(p.stat().st_size for p in (folder / str(times)).iterdir()) / 1e6,
+        "processor s": sum(u.ru_utime + u.ru_stime for u in used), "wall s": wall,
+        "MiB, first process": used[0].ru_maxrss / 1024, "MiB, a worker": used[1].ru_maxrss / 1024,
+        "said": said,
+    }))  # fmt: skip
+
+
+def growth(folder: Path, megabytes: float, sizes: list[int], workers: int, unit_mb: float) -> None:
+    if not (folder / "raw.jsonl").exists():
+        prepare(folder, 1.5 * megabytes)
+    rows = []
+    for times in sizes:
+        grow(folder, megabytes, times)
+        command = [sys.executable, __file__, "grown", f"--folder={folder}", f"--times={times}",
+                   f"--workers={workers}", f"--unit_mb={unit_mb}"]  # fmt: skip
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print("\n".join(rows[-1]["said"]), flush=True)
+    (folder / "growth.json").write_text(json.dumps(rows, indent=1))
+    show_growth(rows)
+
+
+def show_growth(rows: list[dict]) -> None:
+    """Processor seconds of all, and, by Beam's counters, of the tasks without start-up."""
+    columns = ("times", "MB", "processor s", "wall s", "MiB, first process", "MiB, a worker")
+    print(f"| {' | '.join(columns)} | s/MB | of the first | in tasks, s/MB | of the first |")
+    print("|---" * (len(columns) + 4) + "|")
+    first: list[float] = []
+    for row in rows:
+        tasks = sum(float(x.replace(",", "")) for line in row["said"]
+                    for x in re.findall(r"([\d.,]+) processor s", line))  # fmt: skip
+        rates = [row["processor s"] / row["MB"], tasks / row["MB"]]
+        first = first or rates
+        cells = [f"{row[c]:,.{int(c == 'MB')}f}" for c in columns]
+        cells += [f"{x:.2f}" for r, f in zip(rates, first, strict=True) for x in (r, r / f)]
+        print(f"| {' | '.join(cells)} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("prepare", "ours", "datatrove", "compare", "pipeline"))
+    parser.add_argument("what", choices=("prepare", "ours", "datatrove", "compare",
+                                         "pipeline", "growth", "grown"))  # fmt: skip
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--mb", type=float, default=50)
-    parser.add_argument("--unit_mb", type=float, default=16)
+    parser.add_argument("--mb", type=float)
+    parser.add_argument("--times", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--unit_mb", type=float, default=8)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     if args.what == "prepare":
-        prepare(args.folder, args.mb)
+        prepare(args.folder, args.mb or 50)
     elif args.what == "pipeline":
         pipeline(args.folder, args.workers, args.unit_mb)
+    elif args.what == "growth":
+        growth(args.folder, args.mb or 12, args.times, args.workers, args.unit_mb)
+    elif args.what == "grown":
+        grown(args.folder, args.times[0], args.workers, args.unit_mb)
     else:
         {"ours": ours, "datatrove": datatrove, "compare": compare}[args.what](args.folder)
 

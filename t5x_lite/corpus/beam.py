@@ -1,53 +1,57 @@
 """The stages on Apache Beam: on this machine by processes, elsewhere by the runner that is named.
 
-Text never passes through Beam, only numbers of units and shards and arrays of keys: all else goes
-by files in the work folder, which all workers must see.
+Beam hands out the work, tries again what fails, and counts. Text and keys don't pass through it:
+they go by files in the work folder, which all workers must see, so that a runner that shuffles in
+memory, as the one of this machine does, needs no more of it for more text.
 """
 
 import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import t5x_lite
-from t5x_lite.corpus import stages
 from t5x_lite.corpus.settings import Corpus
 from t5x_lite.errors import UserError
 
-
-def for_each(corpus: Corpus, name: str, function: Callable, arguments: list[tuple]) -> None:
-    """Calls function(corpus, *arguments) for each tuple of arguments."""
-    if arguments:
-        beam = _beam()
-        with _pipeline(corpus, name, len(arguments)) as start:
-            _ = start(arguments) | name >> beam.Map(lambda given: function(corpus, *given))
+_COUNTERS = "t5x_lite.corpus"
 
 
-def compare(corpus: Corpus, name: str, keys: Callable, decide: Callable, units: int) -> None:
-    """keys(corpus, unit) of each unit, grouped by column and partition; decide on all repeats."""
+def for_each(corpus: Corpus, name: str, function: Callable, arguments: list[tuple]) -> dict:
+    """Calls function(corpus, *arguments) for each tuple of arguments, in any order, anywhere.
+
+    Returns Beam's counters: the sums of what the calls returned, and their "milliseconds" of
+    processor time (a runner that keeps no counters: nothing). A call that is tried again counts
+    again.
+    """
+    if not arguments:
+        return {}
     beam = _beam()
-    with _pipeline(corpus, name, units) as start:
-        _ = (
-            start(list(range(units)))
-            | "keys" >> beam.FlatMap(lambda unit: keys(corpus, unit))
-            | "by column and part" >> beam.GroupByKey()
-            | "repeats" >> beam.MapTuple(
-                lambda key, parts: (0, (key, stages.find_repeats(parts)))
-            )
-            | "together" >> beam.GroupByKey()
-            | "decide" >> beam.MapTuple(lambda _, found: decide(corpus, _columns(found), units))
-        )  # fmt: skip
+    from apache_beam.metrics import Metrics, MetricsFilter
 
+    def call(given: tuple) -> None:
+        start = time.process_time_ns()
+        counted = function(corpus, *given)
+        counted["milliseconds"] = (time.process_time_ns() - start) // 1_000_000
+        for key, number in counted.items():
+            Metrics.counter(_COUNTERS, key).inc(number)
 
-def _columns(found: Any) -> list:
-    return [(column, pairs) for (column, _), pairs in sorted(found, key=lambda row: row[0])]
+    with _pipeline(corpus, name, len(arguments)) as (start, run):
+        _ = start(arguments) | name >> beam.Map(call)
+        result = run()
+    try:
+        found = result.metrics().query(MetricsFilter().with_namespace(_COUNTERS))["counters"]
+    except NotImplementedError:
+        return {}
+    return {row.key.metric.name: row.result for row in found}
 
 
 @contextlib.contextmanager
-def _pipeline(corpus: Corpus, name: str, elements: int) -> Iterator[Callable]:
+def _pipeline(corpus: Corpus, name: str, elements: int) -> Iterator[tuple[Callable, Callable]]:
     beam = _beam()
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -70,8 +74,12 @@ def _pipeline(corpus: Corpus, name: str, elements: int) -> Iterator[Callable]:
             # Reshuffle, or all would run where they were made.
             return pipeline | beam.Create(values, reshuffle=False) | beam.Reshuffle()
 
-        yield start
-        pipeline.run().wait_until_finish()
+        def run() -> Any:
+            result = pipeline.run()
+            result.wait_until_finish()
+            return result
+
+        yield start, run
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from t5x_lite.corpus.tally import Tally
 from t5x_lite.page import document, escape
 
 _PACKAGES = ("apache-beam", "tensorflow-datasets", "array-record", "rensa", "py3langid", "ftfy",
-             "resiliparse", "warcio")  # fmt: skip
+             "resiliparse", "warcio", "pypdf")  # fmt: skip
 _LIMITS = (
     "Rules of thumb about form: they keep some bad text and drop some good text.",
     "Personal data is found by pattern; names and addresses of people stay.",
@@ -78,6 +78,7 @@ _TITLES = {
     "language: documents": "Documents by language",
     "language: bytes": "Bytes by language",
     "license: documents": "Documents by licence, as the input names it",
+    "license: bytes": "Bytes by licence",
     "domain: documents": "Documents by host",
     "length: documents": "Documents by length",
     "input": "Input",
@@ -89,6 +90,7 @@ _TITLES = {
     "bytes removed": "Bytes removed",
     "duplicate groups by size": "Groups of duplicates by size",
     "personal data": "Personal data replaced",
+    "overlap with evaluation data": "Documents kept that overlap with evaluation data",
     "repaired": "Text repaired",
     "copies by the mix": "Copies of a document by the mix",
 }
@@ -130,9 +132,7 @@ def _chart(name: str, rows: Mapping[str, int], most: int = 30) -> str:
         value = size(number) if in_bytes else f"{number:,}"
         if name == "length: documents":
             label = f"{2 ** int(label) // 2:,} to {2 ** int(label) - 1:,} bytes"
-        bar = f'<div style="width:{100 * number / largest:.1f}%"></div>'
-        if name in ("input", "result"):  # of several units
-            bar = ""
+        bar = "" if name in ("input", "result") else _bar(number / largest)  # of several units
         cells.append(
             f'<tr><td>{escape(label)}</td><td class="number">{value}</td>'
             f'<td class="bar">{bar}</td></tr>'
@@ -149,17 +149,28 @@ def _chart(name: str, rows: Mapping[str, int], most: int = 30) -> str:
 def _vocabulary(report: Mapping[str, Any]) -> str:
     columns = ("tokens per word", "unknown tokens", "bytes per token")
     head = "".join(f'<td class="number">{name}</td>' for name in ("documents", *columns, "tokens"))
-    rows = [f"<tr><td>language</td>{head}</tr>"]
-    for language, row in report["languages"].items():
-        tokens = report["estimated tokens"].get(language, 0)
-        cells = [f"{row['documents']:,}", *(f"{row[name]:.4g}" for name in columns), f"{tokens:,}"]
-        shown = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-        rows.append(f"<tr><td>{escape(language)}</td>{shown}</tr>")
+    parts = []
+    for by in ("language", "source"):
+        rows = [f"<tr><td>{by}</td>{head}<td></td></tr>"]
+        tokens = report[by]["estimated tokens"]
+        largest = max(tokens.values()) or 1
+        for group, number in sorted(tokens.items(), key=lambda row: (-row[1], row[0])):
+            row = report[by]["measured"].get(group)
+            measured = (f"{row['documents']:,}", *(f"{row[c]:.4g}" for c in columns)) if row else ""
+            cells = [*(measured or [""] * 4), f"{number:,}"]
+            shown = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+            shown += f'<td class="bar">{_bar(number / largest)}</td>'
+            rows.append(f"<tr><td>{escape(group)}</td>{shown}</tr>")
+        parts.append(f"<table>{''.join(rows)}</table>")
     where = escape(report["split"])
-    return (
-        f"<table>{''.join(rows)}</table><p>Measured on the split {where}; tokens are the "
-        "language's bytes by its bytes per token.</p>"
+    return "".join(parts) + (
+        f"<p>Measured on some documents of the split {where}; tokens are bytes by bytes per "
+        "token.</p>"
     )
+
+
+def _bar(share: float) -> str:
+    return f'<div style="width:{100 * share:.1f}%"></div>'
 
 
 def _samples(samples: Mapping[str, list]) -> Iterator[str]:

@@ -80,11 +80,11 @@ class Blocklist(Step):
 @gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Decontaminate(Step):
-    """Drops documents that share a run of words with evaluation data.
+    """Drops, or counts, documents that share a run of words or an address with evaluation data.
 
     files: of evaluation texts, an example a line. n: words in a run; 13 is GPT-3's (Brown et al.
-    2020, appendix C). Shorter examples count as a whole. Addresses given as lines of `urls` are
-    dropped, too.
+    2020, appendix C). Shorter examples, of four words or more, count as a whole. urls: a file of
+    addresses. drop: False only counts, for the data card, which names each file either way.
     """
 
     SOURCE = "Brown et al. 2020, C"
@@ -92,30 +92,44 @@ class Decontaminate(Step):
     files: tuple[str, ...] = ()
     n: int = rule(13, "overlap", "words of a run in common")
     urls: str | None = None
+    drop: bool = True
 
     def __call__(self, document: Document) -> str | None:
+        found = None
         if self.urls and document.get("url", "").lower() in _lines(self.urls):
-            return "Decontaminate/url"
+            found = f"url in {Path(self.urls).name}"
+        elif self.files and (file := self._overlap(document["text"])):
+            found = f"overlap with {Path(file).name}"
+        if found is None or self.drop:
+            return None if found is None else f"Decontaminate/{found}"
+        count(document, f"overlap with evaluation data: {found}")
+        return None
+
+    def _overlap(self, text: str) -> str | None:
+        """The first file with a run of the text."""
         runs, shortest = _runs(self.files, self.n)
-        found = comparable(document["text"]).split()
+        words = comparable(text).split()
         for size in range(shortest, self.n + 1):
-            if any(gram in runs for gram in zip(*(found[i:] for i in range(size)), strict=False)):
-                return "Decontaminate/overlap"
+            for gram in zip(*(words[i:] for i in range(size)), strict=False):
+                if gram in runs:
+                    return self.files[runs[gram]]
         return None
 
 
 @functools.lru_cache(maxsize=8)
-def _runs(files: tuple[str, ...], n: int) -> tuple[frozenset, int]:
-    runs, shortest = set(), n
-    for file in files:
+def _runs(files: tuple[str, ...], n: int) -> tuple[dict[tuple[str, ...], int], int]:
+    """({run: number of the first file that has it}, words of the shortest)."""
+    runs: dict[tuple[str, ...], int] = {}
+    shortest = n
+    for number, file in enumerate(files):
         for line in _read(file):
             example = comparable(line).split()
-            if 0 < len(example) < n:
-                shortest = min(shortest, max(len(example), 4))
-                if len(example) >= 4:  # shorter ones are in everything
-                    runs.add(tuple(example))
-            runs.update(zip(*(example[i:] for i in range(n)), strict=False))
-    return frozenset(runs), shortest
+            if 4 <= len(example) < n:  # shorter ones are in everything
+                shortest = min(shortest, len(example))
+                runs.setdefault(tuple(example), number)
+            for gram in zip(*(example[i:] for i in range(n)), strict=False):
+                runs.setdefault(gram, number)
+    return runs, shortest
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,23 +4,27 @@ Every stage keeps what it finished in the work folder, so a run that is started 
 it was; the dataset appears under its name in one step at the end.
 """
 
-import json
+import dataclasses
+import functools
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from t5x_lite.corpus import beam, card, dataset, stages
+from t5x_lite.corpus import beam, card, comparing, dataset, stages
 from t5x_lite.corpus.opening import Problems
 from t5x_lite.corpus.readers import find_inputs
 from t5x_lite.corpus.settings import Corpus
-from t5x_lite.corpus.store import BUCKETS, write_json
+from t5x_lite.corpus.store import MOST_BUCKETS, Layout, read_json, write_json
 from t5x_lite.corpus.tally import Tally
 from t5x_lite.corpus.tokenizer import train_and_report
 from t5x_lite.errors import UserError
 
 _FILES_IN_UNIT = 5000
+_BUCKETS = 256  # at least
+_UNITS_IN_PART = 16  # of 64 MB: keys and edges of some million documents
 
 
 def build(corpus: Corpus, say: Callable[[str], None] = print) -> Path:
@@ -32,42 +36,72 @@ def build(corpus: Corpus, say: Callable[[str], None] = print) -> Path:
     """
     work, target = corpus.work, corpus.target
     if (target / "dataset_info.json").exists():
-        _check_same(corpus, json.loads((target / "data_card.json").read_bytes()), target)
+        _check_same(corpus, read_json(target / "data_card.json"), target)
         say(f"{target} is finished; nothing to do")
         return target
-    units = plan(corpus)
+    units, layout = plan(corpus)
     say(f"{sum(map(len, units)):,} files in {len(units):,} units")
+    run = functools.partial(_run, corpus, layout, say)
 
     # ---- clean
-    todo = [(i, unit) for i, unit in enumerate(units) if not _has(work, f"clean/{i:05d}.json")]
-    say(f"clean: {len(todo):,} units, {len(units) - len(todo):,} are done already")
-    beam.for_each(corpus, "clean", stages.clean_unit, todo)
+    run("clean", stages.clean_unit, list(enumerate(units)), lambda i, _: f"clean/{i:05d}.json")
 
     # ---- compare
-    _once(work / "documents.done", lambda: _compare_documents(corpus, len(units), say))
-    _once(work / "lines.done", lambda: _compare_lines(corpus, len(units), say))
+    _compare(corpus, layout, run, say)
 
     # ---- write
-    shards = _once(work / "shards.json", lambda: _size_up(corpus, len(units)))
-    todo = [
-        (split, shard, number, len(units))
-        for split, number in shards.items()
-        for shard in range(number)
-        if not _has(work, f"shards/{split}-{shard:05d}.json")
-    ]
-    say(f"write: {len(todo):,} files, {sum(shards.values()) - len(todo):,} are done already")
-    beam.for_each(corpus, "write", stages.write_shard, todo)
+    shards = _once(work / "shards.json", lambda: _size_up(corpus, layout))
+    every = [(split, i, number) for split, number in shards.items() for i in range(number)]
+    run("write", stages.write_shard, every, lambda split, i, _: f"shards/{split}-{i:05d}.json")
 
     # ---- finish
-    return _finish(corpus, len(units), shards, say)
+    return _finish(corpus, layout, shards, say)
 
 
-def plan(corpus: Corpus) -> list[list[tuple[str, str, str]]]:
-    """Units of (source, path, name) files; the same however often it is asked."""
+def _run(
+    corpus: Corpus, layout: Layout, say: Callable, name: str, function: Callable,
+    tasks: list[tuple], output: Callable[..., str],
+) -> None:  # fmt: skip
+    """function(corpus, layout, *task) for each task whose output isn't there yet."""
+    todo = [task for task in tasks if not (corpus.work / output(*task)).exists()]
+    done = f", {len(tasks) - len(todo):,} are done already" if len(todo) < len(tasks) else ""
+    counted = beam.for_each(corpus, name, function, [(layout, *task) for task in todo])
+    time = counted.pop("milliseconds", 0) / 1000
+    shown = [card.size(n) if key == "bytes" else f"{n:,} {key}" for key, n in counted.items()]
+    measured = "".join(f", {text}" for text in [*shown, f"{time:,.1f} processor s"] if todo)
+    say(f"{name}: {len(todo):,} tasks{done}{measured}")
+
+
+def _compare(corpus: Corpus, layout: Layout, run: Callable, say: Callable) -> None:
+    """From keys to decisions."""
+    parts = [(part,) for part in range(layout.parts)]
+    if corpus.compares_documents:
+        run("compare", comparing.find_edges, parts, lambda part: f"edges/0/{part:05d}")
+
+        def join(round_: int) -> None:
+            tasks = [(round_, part) for part in range(layout.parts)]
+            run(f"join round {round_}", comparing.join, tasks,
+                lambda round_, part: f"edges/{round_ + 1}/{part:05d}.json")  # fmt: skip
+
+        joined = corpus.work / "edges/joined.json"
+        _once(joined, lambda: comparing.join_rounds(corpus, layout, join))
+    run("decide", comparing.decide_documents, parts, lambda part: f"left/{part:05d}.json")
+    if corpus.duplicates is not None and corpus.duplicates.lines:
+        units = [(unit,) for unit in range(layout.units)]
+        run("lines", comparing.line_keys, units, lambda unit: f"lines/{unit:05d}.keys")
+        run("compare lines", comparing.find_lines, parts, lambda part: f"lines/{part:05d}.later")
+        run("decide on lines", comparing.decide_lines, parts, lambda part: f"lines/{part:05d}.json")
+    if corpus.duplicates is not None and corpus.duplicates.substrings:
+        say("compare substrings, in this process")
+        _once(corpus.work / "spans.done", lambda: comparing.decide_substrings(corpus, layout))
+
+
+def plan(corpus: Corpus) -> tuple[list[list[tuple[str, str, str]]], Layout]:
+    """Units of (source, path, name) files, and the layout; the same however often it is asked."""
     problems = Problems()
     units: list[list[tuple[str, str, str]]] = []
     size = corpus.unit_bytes
-    listed = []
+    listed: list[list[Any]] = []
     for source, root in corpus.sources.items():
         for path, name, file_bytes in find_inputs(root, problems):
             if size >= corpus.unit_bytes or len(units[-1]) >= _FILES_IN_UNIT:
@@ -81,23 +115,34 @@ def plan(corpus: Corpus) -> list[list[tuple[str, str, str]]]:
             f"Corpus.inputs: no files in {', '.join(corpus.sources.values())}"
             f"{'; ' + str(problems.examples) if problems.examples else ''}"
         )
-    for folder in ("clean", "decisions", "shards", "dataset"):
+    layout = _layout(corpus, len(units), sum(size for *_, size in listed))
+    for folder in ("clean", "edges/0", "left", "lines", "decisions", "shards", "dataset"):
         (corpus.work / folder).mkdir(parents=True, exist_ok=True)
     wanted = {
         "settings": corpus.describe(), "files": listed, "problems": problems.examples,
-        "not read": dict(problems.counts),
+        "not read": dict(problems.counts), "layout": dataclasses.asdict(layout),
     }  # fmt: skip
     file = corpus.work / "plan.json"
     if file.exists():
-        _check_same(corpus, json.loads(file.read_bytes()), corpus.work)
-        if json.loads(file.read_bytes())["files"] != listed:
+        found = read_json(file)
+        _check_same(corpus, found, corpus.work)
+        layout = Layout(**found["layout"])  # partitions may be another number now
+        if found["files"] != listed:
             raise UserError(
                 f"{corpus.work} is of an unfinished run on other input files; delete it, or give "
                 "another Corpus.name or Corpus.version."
             )
     else:
         write_json(file, wanted)
-    return units
+    return units, layout
+
+
+def _layout(corpus: Corpus, units: int, file_bytes: int) -> Layout:
+    """Buckets for as many shards as packed input may make, and parts of bounded size."""
+    buckets = _BUCKETS
+    while buckets < MOST_BUCKETS and buckets * corpus.shard_bytes < 4 * file_bytes:
+        buckets *= 2
+    return Layout(units, buckets, corpus.partitions or -(-units // _UNITS_IN_PART))
 
 
 def _check_same(corpus: Corpus, found: dict, where: Path) -> None:
@@ -111,34 +156,11 @@ def _check_same(corpus: Corpus, found: dict, where: Path) -> None:
             )
 
 
-def _compare_documents(corpus: Corpus, units: int, say: Callable) -> dict:
-    if corpus.duplicates is not None and (corpus.duplicates.exact or corpus.duplicates.near):
-        say("compare documents: " + ", ".join(corpus.duplicates.names[:2]) + ", ...")
-        beam.compare(
-            corpus, "documents", stages.unit_keys, stages.decide_documents, units
-        )  # fmt: skip
-    return {}
-
-
-def _compare_lines(corpus: Corpus, units: int, say: Callable) -> dict:
-    if corpus.duplicates is not None and corpus.duplicates.lines:
-        say("compare lines")
-        beam.compare(corpus, "lines", stages.unit_line_keys, stages.decide_lines, units)
-    if corpus.duplicates is not None and corpus.duplicates.substrings:
-        say("compare substrings, in this process")
-        stages.decide_substrings(corpus, units)
-    return {}
-
-
-def _size_up(corpus: Corpus, units: int) -> dict[str, int]:
+def _size_up(corpus: Corpus, layout: Layout) -> dict[str, int]:
     """How many files each split gets; writes the mix's copies."""
     sizes: Counter[str] = Counter()
-    for unit in range(units):
-        index = json.loads((corpus.work / "clean" / f"{unit:05d}.json").read_bytes())
-        gone = stages.decisions(corpus, unit)["dropped"]
-        for i, (size, group) in enumerate(zip(index["sizes"], index["groups"], strict=True)):
-            if str(i) not in gone:
-                sizes[group] += size
+    for part in range(layout.parts):
+        sizes.update(read_json(corpus.work / "left" / f"{part:05d}.json")["left"])
     if not sizes:
         raise UserError(_nothing_left(corpus))
     copies = corpus.mix.copies(sizes) if corpus.mix else {}
@@ -146,7 +168,7 @@ def _size_up(corpus: Corpus, units: int) -> dict[str, int]:
     total = sum(size * copies.get(group, 0 if corpus.mix else 1) for group, size in sizes.items())
 
     def files(share: float) -> int:
-        return max(1, min(BUCKETS, round(total * share / corpus.shard_bytes)))
+        return max(1, min(layout.buckets, round(total * share / corpus.shard_bytes)))
 
     shards = {"train": files(1 - corpus.held_out)}
     return shards | ({"validation": files(corpus.held_out)} if corpus.held_out else {})
@@ -159,26 +181,26 @@ def _nothing_left(corpus: Corpus) -> str:
     )
 
 
-def _finish(corpus: Corpus, units: int, shards: dict[str, int], say: Callable) -> Path:
+def _finish(corpus: Corpus, layout: Layout, shards: dict[str, int], say: Callable) -> Path:
     work, folder = corpus.work, corpus.work / "dataset"
     total = Tally()
-    planned = json.loads((work / "plan.json").read_bytes())
+    planned = read_json(work / "plan.json")
     named: dict[str, list[str]] = dict(planned["problems"])
     for kind, number in planned["not read"].items():
         total.add("not read", kind, number)
-    for unit in range(units):
-        index = json.loads((work / "clean" / f"{unit:05d}.json").read_bytes())
+    for unit in range(layout.units):
+        index = read_json(work / "clean" / f"{unit:05d}.json")
         total.merge(Tally(**index["tally"]))
         for kind, examples in index["problems"].items():
             named[kind] = [*named.get(kind, []), *examples][:20]
     splits: dict[str, list[tuple[int, int]]] = {}
     for split, number in shards.items():
         for shard in range(number):
-            index = json.loads((work / "shards" / f"{split}-{shard:05d}.json").read_bytes())
+            index = read_json(work / "shards" / f"{split}-{shard:05d}.json")
             splits.setdefault(split, []).append((index["records"], index["bytes"]))
             total.merge(Tally(**index["tally"]))
-    if (work / "groups.json").exists():
-        for size, number in json.loads((work / "groups.json").read_bytes()).items():
+    for part in range(layout.parts):
+        for size, number in read_json(work / "left" / f"{part:05d}.json")["groups"].items():
             total.add("duplicate groups by size", size, number)
     for split, rows in list(splits.items()):
         if not sum(records for records, _ in rows):  # TFDS knows no empty split
@@ -194,8 +216,7 @@ def _finish(corpus: Corpus, units: int, shards: dict[str, int], say: Callable) -
     facts = card.facts(corpus, total, named)
     if corpus.tokenizer is not None:
         say("train a vocabulary")
-        sizes = total.tables["language: bytes"]
-        facts["vocabulary"] = train_and_report(corpus.tokenizer, folder, sizes)
+        facts["vocabulary"] = train_and_report(corpus.tokenizer, folder, total.tables)
     write_json(folder / "data_card.json", facts)
     (folder / "data_card.html").write_text(card.page(facts), encoding="utf-8", errors="replace")
     os.rename(folder, corpus.target)  # here it appears
@@ -204,12 +225,8 @@ def _finish(corpus: Corpus, units: int, shards: dict[str, int], say: Callable) -
     return corpus.target
 
 
-def _has(work: Path, name: str) -> bool:
-    return (work / name).exists()
-
-
 def _once(file: Path, compute: Callable[[], dict]) -> dict:
     """What `compute` returned when it first came to its end."""
     if not file.exists():
         write_json(file, compute())
-    return json.loads(file.read_bytes())
+    return read_json(file)

@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,7 +16,9 @@ import gin
 from t5x_lite.corpus import web
 from t5x_lite.corpus.code import BY_SUFFIX
 from t5x_lite.corpus.opening import Bomb, Problems, Stream, Torn, decoded, is_binary
+from t5x_lite.corpus.pdf import pdf_text
 from t5x_lite.corpus.steps import Document
+from t5x_lite.errors import UserError
 
 _PACKED = re.compile(r"\.(gz|bz2|xz|zst|zstd)$", re.IGNORECASE)
 _TEXT = {"txt", "text", "md", "rst", "tex", "log", ""}
@@ -26,7 +30,8 @@ class Reader:
     """How files become documents.
 
     Kinds are told by the names: .txt .md .rst (a document a file), .jsonl .json .ndjson, .parquet,
-    .warc .wet, .html, .xml (Wikipedia's dumps), and source code; packed as .gz .bz2 .xz .zst.
+    .warc .wet, .html, .xml (Wikipedia's dumps), source code, and .pdf if asked for; packed (PDF
+    isn't) as .gz .bz2 .xz .zst.
 
     Args:
       text_field, url_field, ...: fields of JSON lines and Parquet rows.
@@ -36,6 +41,8 @@ class Reader:
       max_document_bytes: longer ones are passed over and counted.
       max_ratio: of unpacked to packed bytes; see `Stream`.
       code: read source trees' files, by their suffix, as code.
+      pdf: read PDF files (30 ms a page; pypdf is installed apart), each with at most pdf_seconds of
+        processor time and pdf_megabytes of memory.
     """
 
     text_field: str = "text"
@@ -47,6 +54,16 @@ class Reader:
     max_document_bytes: int = 10_000_000
     max_ratio: float = 200.0
     code: bool = True
+    pdf: bool = False
+    pdf_seconds: int = 60
+    pdf_megabytes: int = 1000
+
+    def __post_init__(self):
+        if self.pdf and importlib.util.find_spec("pypdf") is None:
+            raise UserError(
+                f"Reader.pdf needs pypdf, which isn't installed for {sys.executable}: "
+                "pip install pypdf, or leave PDF files out."
+            )
 
     def read(self, path: str, name: str, source: str, problems: Problems) -> Iterator[Document]:
         """Documents of one file; `name` is its path as the documents show it.
@@ -61,7 +78,7 @@ class Reader:
         try:
             with open(path, "rb") as file:
                 stream = Stream(file, name, self.max_ratio)
-                if kind not in ("parquet", "warc") and is_binary(stream.peek(8192)):
+                if kind not in ("parquet", "warc", "pdf") and is_binary(stream.peek(8192)):
                     problems.add("binary file with a text's name", name)
                     return
                 for fields in read(self, stream, path, name, problems):
@@ -80,7 +97,7 @@ class Reader:
         """(kind, its function) by the name, without the suffix of packing."""
         suffix = PurePosixPath(_PACKED.sub("", name)).suffix.lower().lstrip(".")
         for kind, suffixes in _SUFFIXES.items():
-            if suffix in suffixes:
+            if suffix in suffixes and (kind != "pdf" or (self.pdf and not _PACKED.search(name))):
                 return kind, _READERS[kind]
         if self.code and suffix in BY_SUFFIX:
             return "code", _READERS["code"]
@@ -196,6 +213,15 @@ def _xml(reader, stream, path, name, problems):
     yield from web.wikipedia_pages(stream, name, reader.max_document_bytes, problems)
 
 
+def _pdf(reader, stream, path, name, problems):
+    limits = reader.max_document_bytes, reader.pdf_seconds, reader.pdf_megabytes
+    text, problem = pdf_text(path, *limits)
+    if problem:
+        problems.add(problem, name)
+    else:
+        yield {"text": text}
+
+
 def _code(reader, stream, path, name, problems):
     data = _whole(reader, stream, name, problems)
     if data is not None:
@@ -210,9 +236,10 @@ _SUFFIXES = {
     "warc": {"warc", "wet"},
     "html": {"html", "htm", "xhtml"},
     "xml": {"xml"},
+    "pdf": {"pdf"},
 }
 _READERS = {"text": _text, "json_lines": _json_lines, "parquet": _parquet, "warc": _warc,
-            "html": _html, "xml": _xml, "code": _code}  # fmt: skip
+            "html": _html, "xml": _xml, "pdf": _pdf, "code": _code}  # fmt: skip
 
 
 def find_inputs(root: str, problems: Problems) -> list[tuple[str, str, int]]:

@@ -33,7 +33,7 @@ class Corpus:
         is always in the same split.
       shard_bytes: of text, in a file of the result, about.
       unit_bytes: of input files that are cleaned together; a unit is what a restart redoes.
-      partitions: in how many parts the keys of duplicates are compared.
+      partitions: in how many parts duplicates are compared; None: one for 16 units.
       workers: processes on this machine; None: one a core. Not for runners that are given.
       beam_options: of Apache Beam, "--runner=FlinkRunner" among them; without a runner it runs in
         processes of this machine.
@@ -52,7 +52,7 @@ class Corpus:
     held_out: float = 0.01
     shard_bytes: int = 256_000_000
     unit_bytes: int = 64_000_000
-    partitions: int = 4
+    partitions: int | None = None
     workers: int | None = None
     beam_options: tuple[str, ...] = ()
 
@@ -62,6 +62,8 @@ class Corpus:
             raise UserError(f"Corpus.name is {self.name!r}; TFDS wants lower_case_letters_digits.")
         if not re.fullmatch(r"\d+\.\d+\.\d+", self.version):
             raise UserError(f"Corpus.version is {self.version!r}; expected one such as '1.0.0'.")
+        if self.partitions is not None and self.partitions < 1:
+            raise UserError(f"Corpus.partitions is {self.partitions}; use 1 or more, or None.")
         if not 0 <= self.held_out < 1:
             raise UserError(f"Corpus.held_out is {self.held_out}; expected a share in [0, 1).")
         for path in (*self.sources.values(), self.output):
@@ -92,6 +94,10 @@ class Corpus:
     def work(self) -> Path:
         """The folder of what is not finished: beside the target, on its disk."""
         return self.target.with_name(f".{self.version}.work")
+
+    @property
+    def compares_documents(self) -> bool:
+        return self.duplicates is not None and (self.duplicates.exact or self.duplicates.near)
 
     @property
     def scores(self) -> list[str]:

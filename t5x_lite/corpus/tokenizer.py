@@ -72,14 +72,17 @@ class Tokenizer:
                 raise
             train_sentencepiece(texts, path, int(fits[1]), **given)
 
-    def report(self, records: Iterable, path: Path) -> dict[str, dict[str, float]]:
-        """{language: documents, tokens per word, unknown tokens, bytes per token}."""
+    def report(self, records: Iterable, path: Path, by: str) -> dict[str, dict[str, float]]:
+        """{group: documents, tokens per word, unknown tokens, bytes per token}.
+
+        by: "language" or "source".
+        """
         from t5x_lite.data.vocabulary import SentencePieceVocabulary
 
         vocabulary = SentencePieceVocabulary(str(path))
         counted: dict[str, Counter] = {}
         for record in records:
-            row = counted.setdefault(record["language"] or "unknown", Counter())
+            row = counted.setdefault(record[by] or "unknown", Counter())
             if row["documents"] >= self.report_documents:
                 continue
             ids = vocabulary.encode(record["text"])
@@ -89,31 +92,38 @@ class Tokenizer:
             row["words"] += sum(word[0].isalnum() for word in words(record["text"]))
             row["bytes"] += len(record["text"].encode(errors="replace"))
         return {
-            language: {
+            group: {
                 "documents": row["documents"],
                 "tokens per word": row["tokens"] / max(row["words"], 1),
                 "unknown tokens": row["unknown"] / max(row["tokens"], 1),
                 "bytes per token": row["bytes"] / max(row["tokens"], 1),
             }
-            for language, row in sorted(counted.items())
+            for group, row in sorted(counted.items())
         }
 
 
 def train_and_report(
-    tokenizer: Tokenizer, folder: Path, sizes: Mapping[str, int]
+    tokenizer: Tokenizer, folder: Path, tables: Mapping[str, Mapping[str, int]]
 ) -> dict[str, Any]:
-    """Trains on the dataset in `folder`, writes the model there, and returns its report."""
+    """Trains on the dataset in `folder`, writes the model there, and returns its report.
+
+    tables: bytes of the result, as "language: bytes" and "source: bytes". A group that no document
+    of the split is of has no row, and its tokens are estimated by all that have one.
+    """
     from t5x_lite.corpus.dataset import read
 
     (folder / FILE).unlink(missing_ok=True)  # of a run that was killed here
-    tokenizer.train(read(folder, "train"), sizes, folder / FILE)
-    for split in ("validation", "train"):
-        rows = tokenizer.report(read(folder, split), folder / FILE)
-        if rows:
-            break
-    tokens = {
-        language: round(size / rows[language]["bytes per token"])
-        for language, size in sizes.items()
-        if rows.get(language, {}).get("bytes per token")
-    }
-    return {"split": split, "languages": rows, "estimated tokens": tokens}
+    tokenizer.train(read(folder, "train"), tables["language: bytes"], folder / FILE)
+    found: dict[str, Any] = {}
+    for by in ("language", "source"):
+        for split in ("validation", "train"):
+            rows = tokenizer.report(read(folder, split), folder / FILE, by)
+            if rows:
+                break
+        mean = sum(row["bytes per token"] for row in rows.values()) / len(rows)
+        tokens = {
+            group: round(size / (rows.get(group, {}).get("bytes per token") or mean))
+            for group, size in tables[f"{by}: bytes"].items()
+        }
+        found |= {"split": split, by: {"measured": rows, "estimated tokens": tokens}}
+    return found

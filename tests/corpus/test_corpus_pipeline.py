@@ -25,7 +25,7 @@ from t5x_lite.corpus.mixing import Mix
 from t5x_lite.corpus.pii import Pii
 from t5x_lite.corpus.pipeline import build
 from t5x_lite.corpus.settings import Corpus
-from t5x_lite.corpus.store import UnitWriter, read_unit
+from t5x_lite.corpus.store import BucketWriter, bucket_of, read_rows
 from t5x_lite.corpus.tokenizer import Tokenizer
 from t5x_lite.data.sources import Tfds
 from t5x_lite.data.vocabulary import SentencePieceVocabulary
@@ -152,6 +152,32 @@ def test_two_processes_make_the_same(made):
     assert files_of(other) == files_of(folder)
 
 
+def test_another_runner_makes_the_same(made, tmp_path):
+    """Beam's portable runner: jobs go to a server as they would to Flink's, Spark's or Dataflow."""
+    source, folder, _ = made
+    port_file = tmp_path / "port"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main",
+         "--port=0", f"--port_file={port_file}", f"--staging_dir={tmp_path}/staging"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not (port_file.exists() and port_file.read_text()):
+            assert time.monotonic() < deadline and server.poll() is None
+            time.sleep(0.05)
+        options = ("--runner=PortableRunner", "--environment_type=LOOPBACK",
+                   f"--job_endpoint=localhost:{port_file.read_text()}")  # fmt: skip
+        given = dict(inputs=str(source / "raw"), output=str(tmp_path / "out"))
+        said = []
+        other = build(corpus(source, **given, beam_options=options), said.append)
+        assert files_of(other) == files_of(folder)
+        assert any("48 documents" in line for line in said)  # Beam's counters came back
+    finally:
+        server.terminate()
+        server.wait()
+
+
 @pytest.mark.parametrize("stage", ["clean", "shards"])
 def test_after_a_kill_it_goes_on_and_makes_the_same(made, tmp_path, stage):
     """Killed as soon as a unit (or a file of the result) is done; then done ones aren't redone."""
@@ -161,11 +187,11 @@ def test_after_a_kill_it_goes_on_and_makes_the_same(made, tmp_path, stage):
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r});"
         "from pathlib import Path; import test_corpus_pipeline as t, time;"
-        "from t5x_lite.corpus import stages, store; whole = store.write_json\n"
+        "from t5x_lite.corpus import stages; whole = stages.write_json\n"
         "def slow(path, value):\n"
         "    whole(path, value)\n"
-        f"    if path.parent.name == {stage!r}: time.sleep(60)\n"
-        "stages.write_json = store.write_json = slow\n"
+        f"    if path.parent.name == {stage!r} and 'sizes' not in path.name: time.sleep(60)\n"
+        "stages.write_json = slow\n"
         f"t.build(t.corpus(Path('/'), **{given!r}))"
     )
     process = subprocess.Popen(
@@ -173,12 +199,12 @@ def test_after_a_kill_it_goes_on_and_makes_the_same(made, tmp_path, stage):
         env={**os.environ, "PYTHONPATH": ROOT},
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list((work / stage).glob("*.json")) if (work / stage).exists() else True:
+    while not list((work / stage).glob("*[0-9].json")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (done,) = (work / stage).glob("*.json")
+    (done,) = (work / stage).glob("*[0-9].json")
     time_written = done.stat().st_mtime_ns
     assert not corpus(source, **given).target.exists()
     said = []
@@ -249,27 +275,35 @@ def test_a_vocabulary_with_its_report(made, tmp_path):
     report = json.loads((folder / "data_card.json").read_text())["vocabulary"]
     texts = [r["text"] for r in records(folder)["validation"]]
     tokens = sum(len(made_vocabulary.encode(text)) for text in texts)
-    row = report["languages"]["unknown"]
+    row = report["language"]["measured"]["unknown"]
     assert row["documents"] == len(texts) and row["unknown tokens"] == 0
     assert row["bytes per token"] == pytest.approx(sum(map(len, texts)) / tokens)
     assert made_vocabulary.num_sentinels == 5
+    every = [r["text"] for rows in records(folder).values() for r in rows]
+    estimated = report["source"]["estimated tokens"]["raw"]
+    assert estimated == pytest.approx(sum(len(made_vocabulary.encode(t)) for t in every), rel=0.1)
     assert Tokenizer(sample_bytes=10, temperature=0).budgets({"a": 9, "b": 1}) == {"a": 5, "b": 5}
     rows = [{"language": "a", "text": "x" * 4}] * 9 + [{"language": "b", "text": "y"}] * 2
     sample = list(Tokenizer(sample_bytes=10, temperature=0).sample(rows, {"a": 36, "b": 2}))
     assert sample == ["xxxx", "xxxx", "y", "y"]
 
 
-def test_units_are_written_in_buckets(tmp_path, monkeypatch):
-    monkeypatch.setattr("t5x_lite.corpus.store._PART_BYTES", 2000)
-    writer = UnitWriter(tmp_path, 7)
-    for i in range(100):
-        writer.write({"text": f"text {i} \ud800"})
-    assert not (tmp_path / "00007.json").exists()
-    writer.close({})
-    assert len(list(tmp_path.glob("*.zst"))) == 2
-    assert [n for n, _ in read_unit(tmp_path, 7)] == list(range(100))
-    halves = [list(read_unit(tmp_path, 7, r)) for r in (range(128), range(128, 256))]
-    assert sorted(n for half in halves for n, _ in half) == list(range(100)) and all(halves)
+@pytest.mark.parametrize("buckets", [256, 4096])
+def test_rows_are_written_in_buckets(tmp_path, monkeypatch, buckets):
+    monkeypatch.setattr("t5x_lite.corpus.store._PART_BYTES", 1000)  # so that it spills
+    texts, file = [f"text {i} \ud800" for i in range(100)], tmp_path / "rows"
+    writer = BucketWriter(file, buckets)
+    for i, text in enumerate(texts):
+        writer.write(bucket_of(text, buckets)[0], i, text)
+    assert not file.exists()
+    writer.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["rows"]
+    half = buckets // 2
+    halves = [list(read_rows(file, r, buckets)) for r in (range(half), range(half, buckets))]
+    assert all(halves) and all(bucket_of(texts[n], buckets)[0] < half for n, _ in halves[0])
+    assert sorted(n for half in halves for n, _ in half) == list(range(100))
+    assert dict(halves[0] + halves[1])[7] == "text 7 ?"
+    assert list(read_rows(tmp_path / "none", range(3), buckets)) == []
 
 
 def test_mistakes_are_named_before_anything_runs(tmp_path):

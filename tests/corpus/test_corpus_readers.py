@@ -2,17 +2,20 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
 import random
 import tracemalloc
+import zlib
 
 import pytest
 
 from t5x_lite.corpus.opening import Problems, Stream, Torn, decoded, is_binary
 from t5x_lite.corpus.readers import Reader, find_inputs
 from t5x_lite.corpus.web import plain_wikitext
+from t5x_lite.errors import UserError
 
 MB = 1 << 20
 
@@ -184,6 +187,80 @@ def test_source_trees(tmp_path):
     ]
     assert problems.examples == {"unknown kind of file": ["src/logo.png"]}
     assert read(tmp_path / "src" / "m.py", Reader(code=False))[2] == {"unknown kind of file": 1}
+
+
+def pdf(*contents, kids="", count=None):
+    """A PDF file of so many pages."""
+    pages = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(contents)))
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{pages} {kids}] /Count {count or len(contents)} >>".encode(),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for i, content in enumerate(contents):
+        objects.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * i} 0 R "
+            "/Resources << /Font << /F1 3 0 R >> >> >>".encode()
+        )
+        data = zlib.compress(content)
+        head = f"<< /Length {len(data)} /Filter /FlateDecode >>\nstream\n"
+        objects.append(head.encode() + data + b"\nendstream")
+    found, places = b"%PDF-1.4\n", []
+    for i, body in enumerate(objects, 1):
+        places.append(f"{len(found):010d} 00000 n \n".encode())
+        found += f"{i} 0 obj\n".encode() + body + b"\nendobj\n"
+    size = len(objects) + 1
+    table = f"xref\n0 {size}\n0000000000 65535 f \n".encode() + b"".join(places)
+    end = f"trailer << /Size {size} /Root 1 0 R >>\nstartxref\n{len(found)}\n%%EOF"
+    return found + table + end.encode()
+
+
+def shown(text):
+    return b"BT /F1 12 Tf 72 720 Td (" + text + b") Tj ET"
+
+
+def test_pdf(tmp_path):
+    path = write(tmp_path / "a.pdf", pdf(shown(b"First page"), shown(b"Second page")))
+    assert read(path)[2] == {"unknown kind of file": 1}
+    pytest.importorskip("pypdf")
+    assert read(path, Reader(pdf=True))[0] == ["First page\n\nSecond page"]
+    assert read(path, Reader(pdf=True, max_document_bytes=12))[2] == {"document too long": 1}
+    assert Reader(pdf=True).kind("a.pdf.gz")[0] == "unknown"
+
+
+def test_pdf_needs_its_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install pypdf"):
+        Reader(pdf=True)
+
+
+PDF_DAMAGE = {  # no page of these is read, and none takes long
+    "cut": ("damaged PDF", lambda: pdf(shown(b"Hello"))[:300]),
+    "noise": ("damaged PDF", lambda: b"%PDF-1.4\n" + noise(5000)),
+    "pages in pages": ("damaged PDF", lambda: pdf(shown(b"a"), kids="2 0 R")),
+    "bomb": ("damaged PDF", lambda: pdf(shown(b"a" * (90 * MB)))),
+    "scan": ("PDF without text", lambda: pdf(b"q Q")),
+    "slow": ("PDF that takes too long", lambda: pdf(b"BT " + b"(a) Tj " * 500_000 + b"ET")),
+}
+
+
+@pytest.mark.parametrize("name", PDF_DAMAGE)
+def test_pdf_files_that_cannot_be_read(tmp_path, name):
+    pytest.importorskip("pypdf")
+    problem, make = PDF_DAMAGE[name]
+    path = write(tmp_path / "a.pdf", make())
+    seconds = 1 if name == "slow" else 60
+    assert read(path, Reader(pdf=True, pdf_seconds=seconds))[2] == {problem: 1}
+
+
+def test_an_encrypted_pdf(tmp_path):
+    pypdf = pytest.importorskip("pypdf")
+    for password, texts in (("", ["Hello"]), ("secret", [])):
+        writer = pypdf.PdfWriter(io.BytesIO(pdf(shown(b"Hello"))))
+        writer.encrypt(password, "owner", algorithm="RC4-128")
+        writer.write(tmp_path / "a.pdf")
+        found = read(tmp_path / "a.pdf", Reader(pdf=True))
+        assert found[0] == texts and found[2] == ({} if texts else {"encrypted PDF": 1})
 
 
 # --------------------------------------------------------------------------------------- bad input

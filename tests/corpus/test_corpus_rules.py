@@ -290,11 +290,23 @@ def test_blocklists(tmp_path):
 
 def test_decontamination_by_thirteen_words(tmp_path):
     words = [f"w{chr(97 + i)}" for i in range(20)]
-    (tmp_path / "eval.txt").write_text(" ".join(words) + "\nIs this a short one?\n")
-    step = Decontaminate((f"{tmp_path}/eval.txt",))
-    assert step(document("x " + " ".join(words[3:15]) + " y")) is None  # 12 in common
-    assert step(document("X " + ", ".join(words[3:16]) + " y")) == "Decontaminate/overlap"
-    assert step(document("they ask: is this a short one")) == "Decontaminate/overlap"
+    (tmp_path / "eval.txt").write_text(" ".join(words) + "\nToo short.\n")
+    (tmp_path / "asked.txt").write_text("Is this a short one?\n")
+    (tmp_path / "pages").write_text("http://eval.org/1\n")
+    files = (f"{tmp_path}/eval.txt", f"{tmp_path}/asked.txt")
+    step = Decontaminate(files, urls=f"{tmp_path}/pages")
+    overlaps = {
+        "x " + " ".join(words[3:15]) + " y": None,  # 12 in common
+        "it is too short": None,
+        "X " + ", ".join(words[3:16]) + " y": "overlap with eval.txt",
+        "they ask: is this a short one": "overlap with asked.txt",
+    }
+    for text, found in overlaps.items():
+        assert step(document(text)) == (found and f"Decontaminate/{found}")
+    page = document("a", url="http://EVAL.org/1")
+    assert step(page) == "Decontaminate/url in pages"
+    assert dataclasses.replace(step, drop=False)(page) is None
+    assert page["counts"] == {"overlap with evaluation data: url in pages": 1}
 
 
 @pytest.mark.parametrize("kind", [GopherQuality, GopherRepetition, C4, C4Tfds, C4Paragraphs,
