@@ -76,10 +76,11 @@ def _attention(q, k, v, table, fixed, options):
 
 def _attention_fwd(q, k, v, table, fixed, options):
     if options.by_row:
+        where = _where(q, k, table, fixed, options)
 
         def row(b):
             arrays, mask = _row((q, k, v), b), fixed[1].row(b)
-            return _drop(_forward(arrays, table, (fixed[0], mask), options))
+            return _drop(_forward(arrays, table, (where, mask), options))
 
         out, top, total = jax.lax.map(row, jnp.arange(q.shape[0]))
     else:
@@ -95,9 +96,10 @@ def _attention_bwd(options, residuals, dout):
     dot = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     arrays = (q, k, v, dout, dot, top, total)
     if options.by_row:
+        where = _where(q, k, table, fixed, options)
 
         def backward(b):
-            return _backward(_row(arrays, b), table, (fixed[0], fixed[1].row(b)), options)
+            return _backward(_row(arrays, b), table, (where, fixed[1].row(b)), options)
 
         def row(dbias, b):
             *grads, more = backward(b)
@@ -117,6 +119,15 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 
 def _one_block(q, k, options: Options) -> bool:
     return q.shape[3] == options.q_block and k.shape[2] == options.k_block
+
+
+def _where(q, k, table, fixed, options: Options):
+    """Where the bias begins; or the bias itself [N, T, S], drawn once for all rows, if that is one
+    block: XLA would draw it in every row's loop, an index computed for each number."""
+    if table is None or not _one_block(q, k, options):
+        return fixed[0]
+    bias = fixed[0].replace(table=table).bias(q.shape[3], k.shape[2])
+    return jax.lax.optimization_barrier(bias)
 
 
 def _row(arrays, b):
@@ -195,7 +206,7 @@ def _range(mask: Mask, i, k, options: Options):
 
 
 def _scores(q, k, table, fixed, i, j, options: Options):
-    """Logits float32 [B, K, G, Q, C] of one block, which of them are masked out (None: none), and
+    """Logits float32 [B, K, G, Q, C] of one block, which of them count (None: all), and
     the derivative of the soft cap (None: 1)."""
     where, mask = fixed
     (B, K, G, Q, H), C = q.shape, k.shape[2]
@@ -206,8 +217,11 @@ def _scores(q, k, table, fixed, i, j, options: Options):
         bent = jnp.tanh(scores / options.cap)
         scores, slope = options.cap * bent, 1.0 - jnp.square(bent)
     if table is not None:
-        at = where.replace(table=table).at(i * options.q_block, j * options.k_block)
-        scores += at.bias(Q, C).astype(jnp.float32).reshape(K, G, Q, C)
+        bias = where
+        if isinstance(where, RelativePositions):
+            at = where.replace(table=table).at(i * options.q_block, j * options.k_block)
+            bias = at.bias(Q, C)
+        scores += bias.astype(jnp.float32).reshape(K, G, Q, C)
     seen = mask.at(i * options.q_block, Q, j * options.k_block, C).draw(Q, C)
     if seen is not None:
         seen = seen[:, :, None]
@@ -271,11 +285,11 @@ def _block_gradients(q, k, v, dout, dot, top, total, table, fixed, i, j, options
     scores, seen, slope = _scores(q, k, table, fixed, i, j, options)
     weights = jnp.exp(scores - top[..., None]) / total[..., None]
     dout = dout.reshape(B, K, G * Q, H)
-    dv = _dot(weights.astype(v.dtype).reshape(B, K, G * Q, -1), dout, 2, 2)
+    dv = _over_queries(weights.astype(v.dtype).reshape(B, K, G * Q, -1), dout, options)
     dweights = _dot(dout, v, 3, 3).reshape(weights.shape)
     dscores = weights * (dweights - dot[..., None])
     if seen is not None:  # a query that sees nothing has weights all the same
-        dscores = jnp.where(seen, dscores, 0.0)
+        dscores *= (top > MASKED)[..., None]
     dbias = None
     if table is not None:
         dbias = jnp.sum(dscores, axis=0).reshape(K * G, Q, -1)
@@ -284,8 +298,16 @@ def _block_gradients(q, k, v, dout, dot, top, total, table, fixed, i, j, options
     dscores = dscores * options.scale if options.scale != 1.0 else dscores
     dscores = dscores.astype(q.dtype).reshape(B, K, G * Q, -1)
     dq = _dot(dscores, k, 3, 2).reshape(q.shape)
-    dk = _dot(dscores, q.reshape(B, K, G * Q, H), 2, 2)
+    dk = _over_queries(dscores, q.reshape(B, K, G * Q, H), options)
     return dq, dk, dv, dbias
+
+
+def _over_queries(x, y, options: Options):
+    """x [B, K, Q, C], y [B, K, Q, H] -> float32 [B, K, C, H], the sum over Q."""
+    if not options.by_row:
+        return _dot(x, y, 2, 2)
+    # A CPU takes half the time for the transposed product; XLA would undo that.
+    return jax.lax.optimization_barrier(_dot(y, x, 2, 2)).swapaxes(2, 3)
 
 
 def _table_gradient(table, where: RelativePositions, dbias: jax.Array) -> jax.Array:
