@@ -41,12 +41,22 @@ def escape(text: Any) -> str:
     return html.escape(shown)
 
 
-def document(title: str, body: str, *, style: str = "", script: str = "", data: Any = None) -> str:
+def document(
+    title: str,
+    body: str,
+    *,
+    style: str = "",
+    script: str = "",
+    data: Any = None,
+    calls: bool = False,
+) -> str:
     """A whole page. ``title`` is escaped here, ``body`` is HTML.
 
     Args:
       script: JavaScript, run at the end; it finds ``data`` (JSON values) in the element "data".
+      calls: whether it may call the server that the page came from; nobody else, even so.
     """
+    policy = f"{_POLICY}; connect-src 'self'" if calls else _POLICY
     title, end = escape(title), ""
     if data is not None:
         end += f"<script type='application/json' id='data'>{embedded(data)}</script>\n"
@@ -55,7 +65,7 @@ def document(title: str, body: str, *, style: str = "", script: str = "", data: 
     return (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         f"<title>{title}</title>\n<meta name='viewport' content='width=device-width'>\n"
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f"<style>{STYLE}{style}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{body}\n{end}"
         "</body>\n</html>\n"
     )

@@ -40,11 +40,23 @@ _INFER: tuple[Flag, ...] = (
     ("--prompt", dict(action="append", default=[], metavar="TEXT",
      help="a text to continue or to transform; may be repeated")),
     ("--input", dict(metavar="FILE", help="prompts: text lines or JSON lines; - for stdin")),
-    ("--output", dict(metavar="FILE", help="where JSON lines go (default: stdout)")),
+    ("--output", dict(metavar="FILE",
+     help="where JSON lines go (default: stdout); called again after an interruption, it goes on")),
+    ("--shard", dict(metavar="I/N",
+     help="take every N-th prompt from the I-th, I from 0; --output gets -I-of-N in its name")),
     ("--overwrite", dict(action="store_true", help="replace the output file if it exists")),
     ("--checkpoint", dict(default="latest", metavar="latest|best:METRIC|STEP|PATH",
      help="which checkpoint to use (default: latest)")),
     *_PROCESS_FLAGS,
+)  # fmt: skip
+_SERVE: tuple[Flag, ...] = (
+    ("--checkpoint", dict(default="latest", metavar="latest|best:METRIC|STEP|PATH",
+     help="which checkpoint to serve (default: latest)")),
+    ("--host", dict(default="127.0.0.1", metavar="ADDRESS",
+     help="where to listen (default: 127.0.0.1, for programs on this machine only)")),
+    ("--port", dict(type=int, default=8000, metavar="N", help="default: 8000; 0: any free one")),
+    ("--api_key", dict(metavar="KEY",
+     help="what clients must give; better set T5X_LITE_API_KEY, which others here can't see")),
 )  # fmt: skip
 _VOCAB: tuple[Flag, ...] = (
     ("--input", dict(action="append", default=[], metavar="GLOB",
@@ -101,8 +113,9 @@ _CONVERT: tuple[Flag, ...] = (
     ("--from", dict(dest="source", required=True, metavar="FOLDER",
      help="a folder of Hugging Face, a checkpoint of T5X, or a run or checkpoint of t5x_lite")),
     ("--to", dict(required=True, metavar="FOLDER", help="what to write; must be new")),
-    ("--format", dict(choices=("huggingface", "t5x_lite"),
-     help="what to write (default: t5x_lite from Hugging Face, else huggingface)")),
+    ("--format", dict(choices=("huggingface", "t5x_lite", "peft"),
+     help="what to write (default: t5x_lite from Hugging Face, else huggingface; peft: a run's "
+          "LoRA alone)")),
     ("--dtype", dict(choices=("float32", "bfloat16", "float16"),
      help="of the weights written (default: as they are)")),
     ("--config", dict(metavar="FILE",
@@ -171,6 +184,14 @@ VERBS = {
         't5x_lite infer --gin_file=/tmp/run/config.gin --prompt="def main("\n'
         "t5x_lite infer --gin_file=/tmp/run/config.gin --input=prompts.txt --output=out.jsonl",
         _INFER,
+        root="infer",
+    ),
+    "serve": Verb(
+        "t5x_lite.programs.serve",
+        "serve a trained model over HTTP, as OpenAI's interface, and a page to try it",
+        "t5x_lite serve --gin_file=/tmp/run/config.gin\n"
+        "t5x_lite serve --gin_file=/tmp/run/config.gin --port=9000 --gin.ServeConfig.slots=16",
+        _SERVE,
         root="infer",
     ),
     "vocab": Verb(

@@ -75,8 +75,9 @@ def test_verbs_and_flags_are_these():
     assert surface == {
         "train": ["--dry_run", "--restart", *PROCESS_FLAGS, *GIN_FLAGS],
         "eval": ["--checkpoint", "--watch", "--html", *PROCESS_FLAGS, *GIN_FLAGS],
-        "infer": ["--prompt", "--input", "--output", "--overwrite", "--checkpoint",
+        "infer": ["--prompt", "--input", "--output", "--shard", "--overwrite", "--checkpoint",
                   *PROCESS_FLAGS, *GIN_FLAGS],
+        "serve": ["--checkpoint", "--host", "--port", "--api_key", *GIN_FLAGS],
         "vocab": ["--input", "--output", "--size", "--model_type", "--extra_ids",
                   "--max_bytes", "--user_symbol", *GIN_FLAGS],
         "data": ["--html", "--records", "--data_dir", "--file_format", "--cache_dir", "--shards",
@@ -186,7 +187,7 @@ def test_the_command_alone_shows_the_verbs(capsys):
     "command, message",
     [
         ("trian", "unknown verb 'trian'. Did you mean 'train'?"),
-        ("xyz", "Known: train, eval, infer, vocab, data, plan, convert, corpus, report, explain,"),
+        ("xyz", "Known: train, eval, infer, serve, vocab, data, plan, convert, corpus, report,"),
         ("--gin_file=x train", "the verb comes first: t5x_lite train|"),
         ("train --dryrun", "train has no argument '--dryrun'. Did you mean '--dry_run'?"),
         ("train --gin_flie=a.gin", "Did you mean '--gin_file'?"),

@@ -101,7 +101,9 @@ def prefill(
     def extend(cache, tokens, valid):
         return stepper.decode(expanded(params), cache, tokens, valid=valid)
 
-    read = [batch[name] for name in ("encoder_input_tokens",) if name in batch]
+    context = tokens
+    if "encoder_input_tokens" in batch:
+        context = jnp.concatenate([batch["encoder_input_tokens"], tokens], axis=1)
     return Start(
         step=step,
         extend=extend,
@@ -111,7 +113,7 @@ def prefill(
         logits=logits[:, -1],
         limits=limits,
         prompt_lengths=lengths,
-        context=jnp.concatenate([*read, tokens], axis=1).astype(jnp.int32),
+        context=context.astype(jnp.int32),
         size=size,
         eos_id=eos_id,
     )

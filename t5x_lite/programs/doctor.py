@@ -53,12 +53,15 @@ EXTRAS = {
         ),
     ),
     "metrics": ("metrics of text and classes", ("sacrebleu", "rouge-score", "scikit-learn")),
+    "pdf": ("documents in PDF", ("pypdf",)),
+    "serve": ("serving a model", ("starlette", "uvicorn", "prometheus-client")),
     "docs": ("building the documentation", ("mkdocs-material", "mkdocstrings")),
     "dev": (
         "running the tests",
         (
             "pytest",
             "pytest-xdist",
+            "httpx2",
             "hypothesis",
             "ruff",
             "hatchling",
