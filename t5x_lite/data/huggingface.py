@@ -33,9 +33,11 @@ class HuggingFaceVocabulary(Vocabulary):
     eos: text of the token that ends a document; None: the first there is of </s>, <|endoftext|>,
       <|end_of_text|>, <eos>, [SEP], <|im_end|>.
 
-    Ids are the file's, with one exception. Padding is always 0; where a text may hold id 0 (GPT-2's
-    "!"), that token moves to a new id behind the file's last, below the added sentinels. No other
-    special token is ever made of a text: a "</s>" in it is read letter by letter.
+    Ids are the file's, with one exception: 0 is padding, and what a decoder's text starts
+    with. So the file's token 0 changes places with the one that its own texts start with (Llama's
+    <s>); else, if a text may hold it (GPT-2's "!") or end with it, with a byte that UTF-8 doesn't
+    have. Where there is no such byte it moves behind the file's last id, below the added sentinels.
+    No special token is ever made of a text: a "</s>" in it is read letter by letter.
 
     Raises UserError on first use if the package or the file is missing, if it is no tokenizer, has
     no such `eos`, or has sentinels elsewhere than at the top.
@@ -56,8 +58,40 @@ class HuggingFaceVocabulary(Vocabulary):
         by_id: list[str | None] = [None] * size
         for token, i in tokens.items():
             by_id[i] = token
-        held = sum(bool(_SENTINEL.fullmatch(token)) for token in tokens)
-        if held and any(by_id[size - 1 - i] != f"<extra_id_{i}>" for i in range(held)):
+        held = self._held_sentinels(by_id)
+        eos = tokens.get(self.eos) if self.eos else _first(tokens, _EOS)
+        if eos is None:
+            raise UserError(
+                f"{self.path} has no end-of-text token {self.eos or ' or '.join(_EOS)!r}: set "
+                f"HuggingFaceVocabulary.eos to one of its special tokens"
+                f"{did_you_mean(self.eos or '', special)}"
+            )
+        model = spec.get("model", {})
+        unknown = model.get("unk_token")
+        if (unk_id := model.get("unk_id")) is not None:  # unigram models name it so
+            unknown = by_id[unk_id]
+        kinds = json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
+        byte_level, byte_fallback = '"ByteLevel"' in kinds, bool(model.get("byte_fallback"))
+        # A text can hold id 0 unless it is special; an unknown token can, without byte fallback.
+        held_at_0 = by_id[0] not in special or (by_id[0] == unknown and not byte_fallback)
+        zero = _place_of_zero(spec, tokens, eos, byte_level, held_at_0)
+        if zero == size and held:
+            raise UserError(
+                f"{self.path} has {by_id[0]!r} at id 0, where padding is, and sentinels at the top"
+            )
+        if zero == size:
+            by_id.append(None)
+        by_id[0], by_id[zero] = by_id[zero], by_id[0]
+        added = 0 if held else self.extra_ids or 0
+        return _Model(
+            tokenizer, data, by_id, special, held + added, added, zero,
+            swapped=0 < zero < size, eos=eos or zero, unk=tokens.get(unknown, eos) or zero or eos,
+            byte_level=byte_level, byte_fallback=byte_fallback,
+        )  # fmt: skip
+
+    def _held_sentinels(self, by_id: list[str | None]) -> int:
+        held, last = sum(bool(_SENTINEL.fullmatch(token or "")) for token in by_id), len(by_id) - 1
+        if held and any(by_id[last - i] != f"<extra_id_{i}>" for i in range(held)):
             raise UserError(
                 f"{self.path} has {held} <extra_id_*> tokens that aren't its last ids, counting "
                 "down: take them out, sentinels are added when it is read"
@@ -67,33 +101,7 @@ class HuggingFaceVocabulary(Vocabulary):
                 f"{self.path} holds {held} <extra_id_*> tokens, extra_ids is {self.extra_ids}: "
                 "leave extra_ids out"
             )
-        model = spec.get("model", {})
-        unknown = model.get("unk_token")
-        if (unk_id := model.get("unk_id")) is not None:  # unigram models name it so
-            unknown = by_id[unk_id]
-        # A text can hold id 0 unless it is special; an unknown token can, without byte fallback.
-        zero = by_id[0]
-        moved = zero not in special or (zero == unknown and not model.get("byte_fallback"))
-        if moved and held:
-            raise UserError(
-                f"{self.path} has {zero!r} at id 0, where padding is, and sentinels at the top"
-            )
-        if moved:
-            by_id, by_id[0] = [*by_id, zero], None
-        added = 0 if held else self.extra_ids or 0
-        eos = tokens.get(self.eos) if self.eos else _first(tokens, _EOS)
-        if not eos:
-            raise UserError(
-                f"{self.path} has no end-of-text token {self.eos or ' or '.join(_EOS)!r}: set "
-                f"HuggingFaceVocabulary.eos to one of its special tokens"
-                f"{did_you_mean(self.eos or '', special)}"
-            )
-        unk = tokens.get(unknown, eos) or (len(by_id) - 1 if moved else eos)
-        kinds = json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
-        return _Model(
-            tokenizer, data, by_id, special, held + added, added, moved, eos, unk,
-            byte_level='"ByteLevel"' in kinds, byte_fallback=bool(model.get("byte_fallback")),
-        )  # fmt: skip
+        return held
 
     @property
     def eos_id(self) -> int:  # type: ignore[override]
@@ -134,8 +142,7 @@ class HuggingFaceVocabulary(Vocabulary):
             return np.zeros(0, np.int32)
         found = self._model.tokenizer.encode(text, add_special_tokens=False).ids
         ids = np.array(found, np.int32)
-        if self._model.moved:
-            ids[ids == 0] = len(self._model.tokens) - 1
+        ids[ids == 0] = self._model.zero
         return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -153,8 +160,7 @@ class HuggingFaceVocabulary(Vocabulary):
             elif what == "sentinel":
                 shown += [f"<extra_id_{size - 1 - i}>" for i in group]
             else:
-                moved = len(model.tokens) - 1 if model.moved else -1
-                text = [0 if i == moved else i for i in group]
+                text = [0 if i == model.zero else i for i in group]
                 shown.append(model.tokenizer.decode(text, skip_special_tokens=False))
         return "".join(shown)
 
@@ -164,7 +170,7 @@ class HuggingFaceVocabulary(Vocabulary):
         lengths = np.zeros(self.size, np.int32)
         for i, text in enumerate(self._texts):
             lengths[i] = len(text)
-        lengths[self.eos_id] = 0
+        lengths[[self.pad_id, self.eos_id]] = 0
         lengths.flags.writeable = False
         return lengths
 
@@ -195,8 +201,10 @@ class HuggingFaceVocabulary(Vocabulary):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        settings = f"{self._model.added} {self.eos_id}".encode()
-        return hashlib.sha256(self._model.data + settings).hexdigest()[:32]
+        settings = f"{self._model.added} {self.eos_id}"
+        if self._model.swapped:
+            settings += f" {self._model.zero}"
+        return hashlib.sha256(self._model.data + settings.encode()).hexdigest()[:32]
 
     def __getstate__(self) -> dict:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -209,7 +217,8 @@ class _Model(NamedTuple):
     special: set[str]
     sentinels: int
     added: int  # of the sentinels
-    moved: bool  # the file's token 0, to the end of `tokens`
+    zero: int  # where the file's token 0 is in `tokens`
+    swapped: bool  # it has changed places with another; False: it stayed, or is behind the last
     eos: int
     unk: int
     byte_level: bool
@@ -272,6 +281,33 @@ def _tokenizer(data: bytes, path) -> tuple[Any, dict]:
 
 def _first(tokens: dict[str, int], names: Sequence[str]) -> int | None:
     return next((tokens[name] for name in names if name in tokens), None)
+
+
+def _place_of_zero(
+    spec: dict, tokens: dict[str, int], eos: int, byte_level: bool, held_at_0: bool
+) -> int:
+    """The id of the file's token 0: 0, or of the token with which it changes places, or a new one.
+
+    held_at_0: whether a text may hold it.
+    """
+    start = _start(spec.get("post_processor") or {})
+    if start is not None and start not in (0, eos):
+        return start
+    if not held_at_0 and eos != 0:
+        return 0
+    character = {byte: character for character, byte in _byte_of_character().items()}
+    free = (tokens.get(character[b]) for b in (0xC0, 0xC1, *range(0xF5, 0x100)))
+    found = next((i for i in free if i), None) if byte_level else None
+    return max(tokens.values()) + 1 if found is None else found
+
+
+def _start(processor: dict) -> int | None:
+    """The id of the special token that a decoder's texts begin with; None if they don't."""
+    for each in processor.get("processors", [processor]):
+        parts = each.get("single") if each.get("type") == "TemplateProcessing" else None
+        if parts and "SpecialToken" in parts[0] and "SpecialToken" not in parts[-1]:
+            return each["special_tokens"][parts[0]["SpecialToken"]["id"]]["ids"][0]
+    return None
 
 
 def _is_word_piece_start(model: _Model, token: str | None) -> bool:

@@ -1,22 +1,24 @@
-"""BERT: an encoder with norms behind, token types, masked LM and next-sentence heads."""
+"""BERT: an encoder with norms behind, token types, masked LM and next-sentence heads; or a head
+for a task: sequence and token classification, question answering."""
 
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from t5x_lite.errors import UserError
-from t5x_lite.interop.family import ACTIVATIONS, Family, first_obstacle
+from t5x_lite.interop.family import ACTIVATION_NAMES, ACTIVATIONS, Family, first_obstacle
 from t5x_lite.interop.fields import Fields
 from t5x_lite.interop.tensors import Tensors
 from t5x_lite.interop.weight_maps import Rule
 from t5x_lite.models import TransformerConfig
 
-_NAMES = {"gelu": "gelu_new", "gelu_exact": "gelu", "relu": "relu", "silu": "silu"}
 # The class for a model with these heads, and what says that a file has a head.
 CLASSES = {
     ("masked_lm", "pooler", "next_sentence"): "BertForPreTraining",
     ("masked_lm",): "BertForMaskedLM",
     ("pooler", "next_sentence"): "BertForNextSentencePrediction",
+    ("pooler", "classes"): "BertForSequenceClassification",
+    ("tags",): "BertForTokenClassification",
+    ("span",): "BertForQuestionAnswering",
     ("pooler",): "BertModel",
     (): "BertModel",
 }
@@ -24,7 +26,10 @@ _SIGNS = {
     "masked_lm": "cls.predictions.bias",
     "pooler": "pooler.dense.weight",
     "next_sentence": "cls.seq_relationship.weight",
+    "span": "qa_outputs.weight",
 }
+# Beside the body, named as there.
+_OTHERS = ("cls.", "classifier.", "qa_outputs.")
 # Files of the first years call a norm's parameters as TensorFlow did.
 _OLD = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 
@@ -33,21 +38,19 @@ class Bert(Family):
     model_types = ("bert",)
 
     def read(self, fields: Fields, tensors: Collection[str]) -> dict[str, Any]:
-        embed_dim, heads = fields.number("hidden_size"), fields.number("num_attention_heads")
-        if embed_dim % heads:
-            raise UserError(
-                f"{fields.where}: hidden_size = {embed_dim} isn't a multiple of {heads}."
-            )
+        embed_dim, heads, head_dim = fields.heads("hidden_size", "num_attention_heads")
         for name in ("is_decoder", "add_cross_attention"):
             fields.refuse(name, (False,), "a BERT only encodes")
         fields.refuse("position_embedding_type", ("absolute",), "positions are a table")
         fields.refuse("tie_word_embeddings", (True,), "its output layer is its embedding")
+        encoder_heads = _heads(fields.get("architectures"), tensors)
+        labels = len(fields.get("id2label", {})) or fields.number("num_labels", 2)
         arguments = dict(
             architecture="encoder_only",
             vocab_size=fields.number("vocab_size"),
             embed_dim=embed_dim,
             num_heads=heads,
-            head_dim=embed_dim // heads,
+            head_dim=head_dim,
             mlp_dim=fields.number("intermediate_size"),
             num_decoder_layers=0,
             num_encoder_layers=fields.number("num_hidden_layers"),
@@ -59,7 +62,8 @@ class Bert(Family):
             positions="learned",
             max_positions=fields.number("max_position_embeddings", 512),
             token_types=fields.number("type_vocab_size", 2),
-            encoder_heads=_heads(fields.get("architectures"), tensors),
+            encoder_heads=encoder_heads,
+            num_labels=labels if {"classes", "tags"} & set(encoder_heads) else 0,
             scale_attention=True,
             tied_embeddings=True,
             scale_tied_logits=False,
@@ -91,7 +95,7 @@ class Bert(Family):
             attention_soft_cap=None,
             logits_soft_cap=None,
             num_experts=0,
-            mlp_activations=tuple((name,) for name in _NAMES),
+            mlp_activations=tuple((name,) for name in ACTIVATION_NAMES),
             scale_tied_logits=False if config.tied_embeddings else (True, False),
         )
 
@@ -105,7 +109,7 @@ class Bert(Family):
             "num_hidden_layers": c.num_encoder_layers,
             "num_attention_heads": c.num_heads,
             "intermediate_size": c.mlp_dim,
-            "hidden_act": _NAMES[c.mlp_activations[0]],
+            "hidden_act": ACTIVATION_NAMES[c.mlp_activations[0]],
             "max_position_embeddings": c.max_positions,
             "type_vocab_size": c.token_types,
             "layer_norm_eps": c.norm_epsilon,
@@ -115,6 +119,14 @@ class Bert(Family):
             "initializer_range": 0.02 if c.init_std is None else c.init_std,
             "tie_word_embeddings": True,
             "pad_token_id": 0,
+            **(
+                {
+                    "id2label": {str(i): f"LABEL_{i}" for i in range(c.num_labels)},
+                    "label2id": {f"LABEL_{i}": i for i in range(c.num_labels)},
+                }
+                if c.num_labels
+                else {}
+            ),
         }
 
     def rules(self, config: TransformerConfig) -> list[Rule]:
@@ -150,6 +162,13 @@ class Bert(Family):
             dense.append(("heads/pooler", f"{body}pooler.dense"))
         if "next_sentence" in heads:
             dense.append(("heads/next_sentence", "cls.seq_relationship"))
+        for head, name in (
+            ("classes", "classifier"),
+            ("tags", "classifier"),
+            ("span", "qa_outputs"),
+        ):
+            if head in heads:
+                dense.append((f"heads/{head}", name))
         for ours, name in norms:
             rules += [Rule(f"{ours}/scale", f"{name}.weight"), Rule(f"{ours}/bias", f"{name}.bias")]
         for ours, name in dense:
@@ -160,11 +179,11 @@ class Bert(Family):
     def renamed(self, tensors: Tensors) -> Tensors:
         """With today's names of norms; with "bert." in front if there are heads beside the body."""
         found = {}
-        several = any(name.startswith("cls.") for name in tensors)
+        several = any(name.startswith(_OTHERS) for name in tensors)
         for name, tensor in tensors.items():
             for old, new in _OLD:
                 name = name.replace(old, new)
-            if not name.startswith("cls."):
+            if not name.startswith(_OTHERS):
                 name = ("bert." if several else "") + name.removeprefix("bert.")
             found[name] = tensor
         return found
@@ -180,14 +199,17 @@ class Bert(Family):
 
 
 def _has_prefix(heads: tuple[str, ...]) -> bool:
-    return bool({"masked_lm", "next_sentence"} & set(heads))
+    return bool(set(heads) - {"pooler"})
 
 
 def _heads(architectures: Any, tensors: Collection[str]) -> tuple[str, ...]:
     """What the file holds or, where there is none, what its class has."""
     names = [re.sub(r"^bert\.", "", name) for name in tensors]
     if "embeddings.word_embeddings.weight" in names:
-        return tuple(head for head, sign in _SIGNS.items() if sign in names)
+        found = tuple(head for head, sign in _SIGNS.items() if sign in names)
+        if "classifier.weight" in names:
+            found += ("classes" if "pooler" in found else "tags",)
+        return found
     kind = architectures[0] if isinstance(architectures, list) and architectures else ""
     by_class = {name: heads for heads, name in reversed(CLASSES.items())}
     return by_class.get(kind, ("masked_lm", "pooler", "next_sentence"))

@@ -18,6 +18,8 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+# ... and ours -> theirs.
+ACTIVATION_NAMES = {"gelu": "gelu_new", "gelu_exact": "gelu", "relu": "relu", "silu": "silu"}
 
 
 class Family(abc.ABC):
@@ -69,6 +71,7 @@ _USUAL = dict(
     embedding_norm=False,
     token_types=0,
     encoder_heads=((),),
+    adapters=((),),
 )
 
 

@@ -57,6 +57,13 @@ class Fields:
             raise UserError(f"{self.where}: {name} is {value!r}, expected a number.")
         return kind(value)
 
+    def heads(self, embed_dim: str, num_heads: str) -> tuple[int, int, int]:
+        """The width, the heads and the width of one; UserError if they don't share it."""
+        width, heads = self.number(embed_dim), self.number(num_heads)
+        if heads < 1 or width % heads:
+            raise UserError(f"{self.where}: {embed_dim} = {width} isn't a multiple of {heads}.")
+        return width, heads, width // heads
+
     def choice(self, name: str, choices: Mapping[str, Any], default: str) -> Any:
         """``choices[value]``; UserError for a value that isn't among them."""
         value = self.get(name, default)

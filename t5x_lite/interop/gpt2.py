@@ -3,23 +3,18 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from t5x_lite.errors import UserError
-from t5x_lite.interop.family import ACTIVATIONS, Family, first_obstacle
+from t5x_lite.interop.family import ACTIVATION_NAMES, ACTIVATIONS, Family, first_obstacle
 from t5x_lite.interop.fields import Fields
 from t5x_lite.interop.tensors import Tensors
 from t5x_lite.interop.weight_maps import Rule
 from t5x_lite.models import TransformerConfig
-
-_NAMES = {"gelu": "gelu_new", "gelu_exact": "gelu", "relu": "relu", "silu": "silu"}
 
 
 class Gpt2(Family):
     model_types = ("gpt2",)
 
     def read(self, fields: Fields, tensors: Collection[str]) -> dict[str, Any]:
-        embed_dim, heads = fields.number("n_embd"), fields.number("n_head")
-        if embed_dim % heads:
-            raise UserError(f"{fields.where}: n_embd = {embed_dim} isn't a multiple of {heads}.")
+        embed_dim, heads, head_dim = fields.heads("n_embd", "n_head")
         scaled = fields.get("scale_attn_weights", True)
         fields.refuse("scale_attn_by_inverse_layer_idx", (False,), "all layers are scaled alike")
         fields.refuse("add_cross_attention", (False,), "a GPT-2 decodes alone")
@@ -28,7 +23,7 @@ class Gpt2(Family):
             vocab_size=fields.number("vocab_size"),
             embed_dim=embed_dim,
             num_heads=heads,
-            head_dim=embed_dim // heads,
+            head_dim=head_dim,
             mlp_dim=fields.number("n_inner", 4 * embed_dim),
             num_decoder_layers=fields.number("n_layer"),
             mlp_activations=(fields.choice("activation_function", ACTIVATIONS, "gelu_new"),),
@@ -60,7 +55,7 @@ class Gpt2(Family):
             attention_soft_cap=None,
             logits_soft_cap=None,
             num_experts=0,
-            mlp_activations=tuple((name,) for name in _NAMES),
+            mlp_activations=tuple((name,) for name in ACTIVATION_NAMES),
             scale_tied_logits=(True, False) if not config.tied_embeddings else False,
         )
 
@@ -75,7 +70,7 @@ class Gpt2(Family):
             "n_head": c.num_heads,
             "n_inner": c.mlp_dim,
             "n_positions": c.max_positions,
-            "activation_function": _NAMES[c.mlp_activations[0]],
+            "activation_function": ACTIVATION_NAMES[c.mlp_activations[0]],
             "layer_norm_epsilon": c.norm_epsilon,
             "scale_attn_weights": c.scale_attention,
             "tie_word_embeddings": c.tied_embeddings,

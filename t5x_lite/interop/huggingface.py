@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5x_lite.errors import UserError, did_you_mean
-from t5x_lite.interop import fusing, safetensors_files, tokenizer_files
+from t5x_lite.interop import fusing, safetensors_files, swapped_rows, tokenizer_files
 from t5x_lite.interop.bert import Bert
 from t5x_lite.interop.family import Family
 from t5x_lite.interop.fields import Fields
@@ -159,6 +159,8 @@ def write(
     config, read_parameter, shapes = fusing.plain_model(config, read_parameter, shapes)
     family = family_for(config)
     dtype = np.dtype(dtype)
+    if row := tokenizer_files.swapped_row(vocabulary):
+        read_parameter = swapped_rows.swapped_back(read_parameter, config, row)
     if vocabulary is not None:
         tokenizer_files.check_size(vocabulary.size, config.vocab_size, "the vocabulary")
     rules = family.rules(config)
@@ -171,9 +173,9 @@ def write(
         writer.close()
         special = tokenizer_files.write(vocabulary, folder, config) if vocabulary else {}
         values = family.write(config) | special | {"torch_dtype": dtype.name}
-        _write_json(folder / "config.json", values)
+        write_json(folder / "config.json", values)
         if config.architecture != "encoder_only":
-            _write_json(folder / "generation_config.json", generation_config(config, special))
+            write_json(folder / "generation_config.json", generation_config(config, special))
 
 
 def generation_config(config: TransformerConfig, special: Mapping[str, int]) -> dict[str, Any]:
@@ -184,7 +186,7 @@ def generation_config(config: TransformerConfig, special: Mapping[str, int]) -> 
     return values | dict(special)
 
 
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

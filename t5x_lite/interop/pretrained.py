@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from t5x_lite.errors import UserError
-from t5x_lite.interop import fusing, huggingface, runs, t5x, tokenizer_files
+from t5x_lite.interop import fusing, huggingface, peft, runs, swapped_rows, t5x, tokenizer_files
 from t5x_lite.interop.tensors import Tensor, whole
 from t5x_lite.interop.weight_maps import Shape
-from t5x_lite.models import Model, TransformerConfig
+from t5x_lite.models import Model, TransformerConfig, adapters
 from t5x_lite.parallel.rules import MeshAxes
 from t5x_lite.training import checkpoint_layout as layout
 from t5x_lite.training import checkpoints
@@ -116,8 +116,12 @@ def open_source(path: str | os.PathLike, config: TransformerConfig | None = None
             raise UserError(f"{path} has a config.json, which says what model it is: no --config.")
         folder = huggingface.read(Path(path).expanduser())
         dtype = max(folder.tensors.values(), key=lambda t: np.prod(t.shape)).dtype
-        return Source("huggingface", str(folder.path), folder.config, True, dtype,
-                      folder.parameters)  # fmt: skip
+        read = folder.parameters
+        if row := tokenizer_files.swapped_row_of(folder.path):
+            read = lambda s, d=None: swapped_rows.swapped(  # noqa: E731
+                folder.parameters(s, d), folder.config, row
+            )
+        return Source("huggingface", str(folder.path), folder.config, True, dtype, read)
     if "://" not in path and (found := t5x.find(Path(path).expanduser())) is not None:
         tensors = t5x.read(found)
         chosen = config or t5x.guess_config(tensors, found)
@@ -144,19 +148,29 @@ def restore_params(
     include: str | None = None,
     *,
     model: TransformerConfig,
+    start: bool = False,
 ) -> dict[str, Any]:
     """`checkpoints.restore_params`, from folders of Hugging Face and checkpoints of T5X, too.
 
     With ``include``, a folder of Hugging Face may be another model, as long as it has these
     parameters: an encoder-decoder's encoder, or BERT without its heads. Each device reads its own
-    part. Raises UserError also if ``model`` has settings with which those
-    weights would compute something else (of T5X's only the shapes can be checked).
+    part. With ``start``, weights needn't have the model's adapters: these are left out then, and
+    LoRAs that the weights have are merged into them. Raises UserError also if ``model`` has
+    settings with which those weights would compute something else (of T5X's only the shapes can be
+    checked).
     """
+    there = () if is_foreign(path) else runs.adapters_of(path)
+    if start and there != model.adapters:
+        abstract = adapters.base_of(abstract)
+        model = dataclasses.replace(model, adapters=())
+    if is_foreign(path) and model.adapters:
+        raise UserError(f"{path} has no adapters, and this model has: train it, or leave them out.")
     wanted, stored = layout.by_name(abstract), model
     if not is_foreign(path):
-        if runs.is_fused(path) == model.fused_projections:
+        merged = bool(there) and not model.adapters
+        if not merged and runs.is_fused(path) == model.fused_projections:
             return checkpoints.restore_params(path, abstract, include)
-        stored = dataclasses.replace(model, fused_projections=not model.fused_projections)
+        stored = dataclasses.replace(model, fused_projections=runs.is_fused(path))
     source = open_source(path, None if huggingface.is_folder(Path(path).expanduser()) else stored)
     try:
         pattern = re.compile(include or "")
@@ -253,7 +267,7 @@ def from_pretrained(
       UserError: see `open_source`.
     """
     source = open_source(path, config)
-    changed = [name for name in settings if name in (*_MEANING, *_MEANING_IF)]
+    changed = [name for name in settings if name in (*_MEANING, *_MEANING_IF, "adapters")]
     if changed:
         raise UserError(f"{changed[0]} is what the weights in {path} make it; it can't be chosen.")
     model = Model(dataclasses.replace(source.config, **settings))
@@ -281,6 +295,8 @@ def save_pretrained(
 ) -> None:
     """Writes a model as a new folder that `AutoModel*.from_pretrained` and `AutoTokenizer` open.
 
+    LoRAs are merged into its matrices.
+
     The class is T5ForConditionalGeneration, LlamaForCausalLM, Qwen3ForCausalLM,
     GPT2LMHeadModel, Gemma3ForCausalLM, MixtralForCausalLM, BertForPreTraining, ..., by the model's
     settings. ``vocabulary`` None: no tokenizer files are written.
@@ -288,6 +304,7 @@ def save_pretrained(
     Raises:
       UserError: the folder exists, or no class of Hugging Face computes what the model does.
     """
+    model, params = model.merged(dict(params))
     named = layout.by_name(params)
     huggingface.write(
         path,
@@ -314,11 +331,17 @@ def convert(
 
     Args:
       to: a new folder.
-      kind: "huggingface", or "t5x_lite": a run's folder with checkpoints/0 in it.
+      kind: "huggingface"; "t5x_lite": a run's folder with checkpoints/0 in it; or "peft": the
+        LoRAs of a run alone.
       dtype: of what is written; None: the source's.
       vocabulary: to be written with it; None: none is.
     """
     dtype = np.dtype(dtype or source.dtype)
+    if kind == "peft":
+        if source.kind != "t5x_lite":
+            raise UserError(f"--format=peft: {source.path} isn't a run with LoRA.")
+        peft.write(to, source.path, dtype)
+        return
     shapes = huggingface.shapes_of(source.config)
     if kind == "huggingface":
         tensors = source.parameters(shapes)  # cast as they are written, layer by layer

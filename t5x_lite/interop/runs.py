@@ -24,7 +24,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.interop import fusing, tokenizer_files
 from t5x_lite.interop.tensors import Index, Tensor, cast
 from t5x_lite.interop.weight_maps import Shape
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models import TransformerConfig, adapters
 from t5x_lite.training import checkpoint_layout as layout
 from t5x_lite.training import verification
 
@@ -35,7 +35,7 @@ _STRETCH = 2**20  # elements
 
 
 class Checkpoint:
-    """A checkpoint of this package."""
+    """A checkpoint of this package; what its model's LoRAs change is read as it is changed."""
 
     def __init__(self, path: epath.Path):
         self.path = path
@@ -43,14 +43,22 @@ class Checkpoint:
 
     @property
     def config(self) -> TransformerConfig:
+        """The model, `recorded`, without LoRAs."""
+        kept = tuple(a for a in self.recorded.adapters if not isinstance(a, adapters.LoRA))
+        return dataclasses.replace(self.recorded, adapters=kept)
+
+    @property
+    def recorded(self) -> TransformerConfig:
         """The model, as it was recorded; UserError if it wasn't, or has settings unknown here."""
         found = self.description.get("run", {}).get("model")
         if not isinstance(found, dict):
             raise UserError(f"{self.path} doesn't say what model it is of: give --config.")
-        known = {field.name for field in dataclasses.fields(TransformerConfig)}
-        if unknown := sorted(found.keys() - known):
+        known = {field.name: field.default for field in dataclasses.fields(TransformerConfig)}
+        if unknown := sorted(found.keys() - known.keys()):
             raise UserError(f"{self.path} is of a model with {unknown[0]!r}, unknown here.")
-        return TransformerConfig(**found)
+        # All of them: in the place of what is absent, gin would put what the run at work has.
+        given = {n: v for n, v in known.items() if v is not dataclasses.MISSING}
+        return TransformerConfig(**given | found)
 
     @property
     def dtype(self) -> np.dtype:
@@ -65,8 +73,25 @@ class Checkpoint:
         specs = self.description["arrays"]
         saved = {n.removeprefix("params/"): s for n, s in specs.items() if n.startswith("params/")}
         wanted = {n: jax.ShapeDtypeStruct(shape, np.float32) for n, shape in shapes.items()}
-        layout.require_same(saved, layout.specs(wanted), self.path, dtypes=False)
-        return {name: cast(self._tensor(name, spec), dtype) for name, spec in saved.items()}
+        own = {n: spec for n, spec in saved.items() if not n.startswith(f"{adapters.LORA}/")}
+        layout.require_same(own, layout.specs(wanted), self.path, dtypes=False)
+        tensors = {name: self._tensor(name, spec) for name, spec in own.items()}
+        for name, (a, b, scale) in self.lora().items():
+            tensors[name] = _changed(tensors[name], a, b, scale)
+        return {name: cast(tensor, dtype) for name, tensor in tensors.items()}
+
+    def lora(self) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """(A, B, scale) of each parameter that the model's LoRAs change, by its name."""
+        prefix = f"params/{adapters.LORA}/"
+        specs = self.description["arrays"]
+        names = [n for n in specs if n.startswith(prefix)]
+        tree = layout.nested({
+            n.removeprefix("params/"): self._tensor(n.removeprefix("params/"), specs[n])
+            for n in names
+        })  # fmt: skip
+        if not tree:
+            return {}
+        return {name: (a, b, s) for name, a, b, s in adapters.pairs(self.recorded, tree)}
 
     def _tensor(self, name: str, spec: str) -> Tensor:
         dtype, _, sizes = spec.removesuffix("]").partition("[")
@@ -90,6 +115,14 @@ class Checkpoint:
             return value[index]
 
         return Tensor(shape, np.dtype(abstract.dtype), read)
+
+
+def _changed(tensor: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def read(index: Index) -> np.ndarray:
+        value = tensor.read(index)
+        return value + adapters.change(a.all(), b.all(), scale)[index].astype(value.dtype)
+
+    return Tensor(tensor.shape, tensor.dtype, read)
 
 
 def _let_go(size: int) -> None:
@@ -122,6 +155,12 @@ def checksum(value: np.ndarray) -> tuple[int, bool]:
         place *= part.view(unsigned)
         total += int(np.sum(place, dtype=np.uint32))
     return total % 2**32, finite
+
+
+def adapters_of(path: str | os.PathLike) -> tuple[adapters.Adapter, ...]:
+    """Those of the model of a run or a checkpoint; none if it isn't known what model it is of."""
+    found = Checkpoint(layout.find_checkpoint(layout.absolute(os.fspath(path))))
+    return found.recorded.adapters if found.description.get("run", {}).get("model") else ()
 
 
 def is_fused(path: str | os.PathLike) -> bool:
@@ -213,6 +252,9 @@ def gin_text(model: TransformerConfig, source: str) -> str:
     lines = [f"# The model of {source}.", "MODEL = @TransformerConfig()"]
     for field in dataclasses.fields(model):
         value = getattr(model, field.name)
-        if value != field.default:
+        if field.name == "adapters" and value:  # a soft prompt
+            lines += ["TransformerConfig.adapters = [@SoftPrompt()]"]
+            lines += [f"SoftPrompt.length = {adapters.prompt_length(model)}"]
+        elif value != field.default:
             lines.append(f"TransformerConfig.{field.name} = {value!r}")
     return "\n".join(lines) + "\n"

@@ -38,6 +38,9 @@ def write(vocabulary: Vocabulary, folder: Path, config: TransformerConfig) -> di
         vocabulary = vocabulary.trained
     starts = not config.has_encoder  # a decoder's text begins with the start token, id 0
     special = {"eos_token_id": int(vocabulary.eos_id)} | ({"bos_token_id": 0} if starts else {})
+    if row := swapped_row(vocabulary):
+        special = {name: theirs(i, row) for name, i in special.items()}
+        special["pad_token_id"] = special["eos_token_id"]
     if isinstance(vocabulary, SentencePieceVocabulary):
         _write_pieces(vocabulary, folder, starts)
     elif isinstance(vocabulary, ByteVocabulary):
@@ -73,7 +76,7 @@ def read(folder: Path, rows: int) -> Vocabulary | None:
     elif (folder / JSON).is_file() or (folder / WORDS).is_file():
         name = JSON if (folder / JSON).is_file() else WORDS
         vocabulary = HuggingFaceVocabulary(str(folder / name))
-        if vocabulary._model.moved:
+        if vocabulary._model.zero and not vocabulary._model.swapped:
             log.warning(
                 "%s has ordinary text at id 0, which is padding here: it isn't used. Use it "
                 "through transformers, and keep its id 0 out of batches.",
@@ -86,15 +89,34 @@ def read(folder: Path, rows: int) -> Vocabulary | None:
 
 
 def text_at_zero(folder: Path) -> str | None:
-    """The ordinary text that a folder's tokenizer has at id 0, such as "!"; None if there is none,
-    or no tokenizer that can be read here."""
+    """The ordinary text that a folder's tokenizer has at id 0 and that can't change places; None if
+    there is none, or no tokenizer that can be read here."""
     if (folder / PIECES).is_file() or not (folder / JSON).is_file():
         return None
     try:
         model = HuggingFaceVocabulary(str(folder / JSON))._model
     except UserError:
         return None
-    return model.tokens[-1] if model.moved else None
+    return model.tokens[-1] if model.zero and not model.swapped else None
+
+
+def swapped_row(vocabulary: Vocabulary | None) -> int:
+    """The id that has changed places with id 0 of the vocabulary's file; 0: none has."""
+    if not isinstance(vocabulary, HuggingFaceVocabulary):
+        return 0
+    return vocabulary._model.zero if vocabulary._model.swapped else 0
+
+
+def theirs(i: int, row: int) -> int:
+    """An id, as the file has it that has `swapped_row` ``row``."""
+    return {0: row, row: 0}.get(i, i)
+
+
+def swapped_row_of(folder: Path) -> int:
+    """`swapped_row` of a folder's vocabulary; 0 if it has none."""
+    if (folder / PIECES).is_file() or not (folder / JSON).is_file():
+        return 0
+    return swapped_row(HuggingFaceVocabulary(str(folder / JSON)))
 
 
 # ------------------------------------------------------------------------------------ the kinds
@@ -146,7 +168,8 @@ def _write_bytes(vocabulary: ByteVocabulary, folder: Path) -> None:
 def _write_tokenizers(vocabulary: HuggingFaceVocabulary, folder: Path, starts: bool) -> None:
     model = vocabulary._model
     spec = json.loads(model.data)
-    if model.moved:
+    moved = model.zero and not model.swapped
+    if moved:
         _move_first(spec, model.tokens, Path(vocabulary.path))
     for i in range(model.added):
         spec.setdefault("added_tokens", []).append(
@@ -154,18 +177,24 @@ def _write_tokenizers(vocabulary: HuggingFaceVocabulary, folder: Path, starts: b
         )
     spec.get("added_tokens", []).sort(key=lambda token: token["id"])
     settings = Path(vocabulary.path).expanduser().with_name(CONFIG)
-    published = settings.is_file() and not model.moved
-    eos, pad = model.tokens[vocabulary.eos_id], model.tokens[0] or "<pad>"
+    published = settings.is_file() and not moved
+    eos, start = model.tokens[vocabulary.eos_id], model.tokens[0] or "<pad>"
     framed = special_names(vocabulary)  # a text is put between two of them, as BERT's is
     if not published and not (framed and spec.get("post_processor")):
-        begin = template(pad, 0, True) if starts else template(eos, vocabulary.eos_id, False)
-        spec["post_processor"] = begin
+        begin, end = (theirs(i, swapped_row(vocabulary)) for i in (0, vocabulary.eos_id))
+        spec["post_processor"] = (
+            template(start, begin, True) if starts else template(eos, end, False)
+        )
     _write(folder / JSON, spec)
     if published:  # with its settings beside it: as its makers want it
         _write(folder / CONFIG, read_json(settings))
         return
     sentinels = [f"<extra_id_{i}>" for i in range(vocabulary.num_sentinels)]
+    # A byte isn't named: wherever a text has its name, that would be the token.
+    pad = eos if model.swapped else start
     tokens = (pad, eos, framed.pop("unk_token", eos))
+    if starts and start in model.special:
+        framed["bos_token"] = start
     _write_settings(folder, "PreTrainedTokenizerFast", tokens, sentinels, starts, **framed)
 
 

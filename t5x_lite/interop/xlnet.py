@@ -3,23 +3,18 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from t5x_lite.errors import UserError
-from t5x_lite.interop.family import ACTIVATIONS, Family, first_obstacle
+from t5x_lite.interop.family import ACTIVATION_NAMES, ACTIVATIONS, Family, first_obstacle
 from t5x_lite.interop.fields import Fields
 from t5x_lite.interop.weight_maps import Rule
 from t5x_lite.models import TransformerConfig
-
-_NAMES = {"gelu": "gelu_new", "gelu_exact": "gelu", "relu": "relu", "silu": "silu"}
 
 
 class XLNet(Family):
     model_types = ("xlnet",)
 
     def read(self, fields: Fields, tensors: Collection[str]) -> dict[str, Any]:
-        embed_dim, heads = fields.number("d_model"), fields.number("n_head")
-        if embed_dim % heads:
-            raise UserError(f"{fields.where}: d_model = {embed_dim} isn't a multiple of {heads}.")
-        fields.refuse("d_head", (embed_dim // heads,), "it is d_model / n_head")
+        embed_dim, heads, head_dim = fields.heads("d_model", "n_head")
+        fields.refuse("d_head", (head_dim,), "it is d_model / n_head")
         fields.refuse("attn_type", ("bi",), "attention goes both ways")
         for name in ("bi_data", "same_length"):
             fields.refuse(name, (False,), "there is no such batch")
@@ -31,7 +26,7 @@ class XLNet(Family):
             vocab_size=fields.number("vocab_size", fields.get("n_token")),
             embed_dim=embed_dim,
             num_heads=heads,
-            head_dim=embed_dim // heads,
+            head_dim=head_dim,
             mlp_dim=fields.number("d_inner"),
             num_decoder_layers=0,
             num_encoder_layers=fields.number("n_layer"),
@@ -65,7 +60,7 @@ class XLNet(Family):
             head_dim=config.embed_dim // config.num_heads,
             embed_dim=config.num_heads * config.head_dim,
             logits_soft_cap=None,
-            mlp_activations=tuple((name,) for name in _NAMES),
+            mlp_activations=tuple((name,) for name in ACTIVATION_NAMES),
             scale_tied_logits=False if config.tied_embeddings else (True, False),
         )
 
@@ -80,7 +75,7 @@ class XLNet(Family):
             "n_head": c.num_heads,
             "d_head": c.head_dim,
             "d_inner": c.mlp_dim,
-            "ff_activation": _NAMES[c.mlp_activations[0]],
+            "ff_activation": ACTIVATION_NAMES[c.mlp_activations[0]],
             "attn_type": "bi",
             "layer_norm_eps": c.norm_epsilon,
             "dropout": c.dropout_rate,

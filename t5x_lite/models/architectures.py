@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t5x_lite.models.adapters import ADAPTERS, PROMPT, embedded
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.functional.attention import Mask, segment_mask, soft_cap
 from t5x_lite.models.heads import Heads, Outputs
@@ -31,8 +32,12 @@ class Transformer(nn.Module):
         self.decoder = Stack(c, DecoderBlock, c.num_decoder_layers, False, "decoder_norm", head)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """tokens int32 [B, T] -> [B, T, D]."""
-        x = self.token_embedder(tokens, self.dtype)
+        """tokens int32 [B, T] -> [B, T, D]; negative ones are places of a soft prompt."""
+        if self.has_variable(ADAPTERS, PROMPT):
+            x = self.token_embedder(jnp.maximum(tokens, 0), self.dtype)
+            x = embedded(x, tokens, self.get_variable(ADAPTERS, PROMPT))
+        else:
+            x = self.token_embedder(tokens, self.dtype)
         if self.config.scale_embeddings:
             x *= jnp.asarray(math.sqrt(self.config.embed_dim), self.dtype)
         return x
@@ -129,4 +134,4 @@ class EncoderOnly(nn.Module):
             valid=segments > 0,
             train=train,
         )
-        return self.heads(x)
+        return self.heads(x, train)

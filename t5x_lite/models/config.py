@@ -5,11 +5,12 @@ import dataclasses
 import gin
 
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.models.adapters import Adapter, checked
 from t5x_lite.models.functional.attention import IMPLEMENTATIONS
 from t5x_lite.models.functional.mlp import ACTIVATIONS
 
 ARCHITECTURES = ("encoder_decoder", "decoder_only", "encoder_only")
-ENCODER_HEADS = ("masked_lm", "lm", "pooler", "next_sentence")
+ENCODER_HEADS = ("masked_lm", "lm", "pooler", "next_sentence", "classes", "tags", "span")
 # What the layers of xlnet.py are, whatever the other defaults.
 TRANSFORMER_XL = {
     "norm_placement": "post",
@@ -103,10 +104,14 @@ class TransformerConfig:
     embedding_norm: bool = False  # a norm of the embeddings' sum (BERT)
     token_types: int = 0  # rows of an encoder's table of token types; 0: it has none
     encoder_heads: tuple[str, ...] = ()  # what an encoder_only model ends with; see heads.py
+    num_labels: int = 0  # of the heads "classes" (1: a number is predicted) and "tags"
+    adapters: tuple[Adapter, ...] = ()  # LoRA, SoftPrompt: see adapters.py
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         object.__setattr__(self, "encoder_heads", tuple(self.encoder_heads))
+        found = checked(self.adapters, self.architecture, self.positions)
+        object.__setattr__(self, "adapters", found)
         if self.rope_scaling is not None:
             object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))
             self._check_rope_scaling(*self.rope_scaling)
@@ -191,6 +196,16 @@ class TransformerConfig:
                 f"encoder_heads = {self.encoder_heads!r}: expected one of 'masked_lm' and 'lm', "
                 f"and 'pooler' where there is 'next_sentence'."
             )
+        if len(heads & {"classes", "tags", "span"}) > 1:
+            raise UserError(
+                f"encoder_heads = {self.encoder_heads!r}: expected only one of 'classes', 'tags' "
+                f"and 'span'."
+            )
+        if (self.num_labels > 0) != bool(heads & {"classes", "tags"}) or self.num_labels < 0:
+            raise UserError(
+                f"num_labels = {self.num_labels} with encoder_heads = {self.encoder_heads!r}: "
+                f"'classes' and 'tags' have 1 or more, others 0."
+            )
         if heads & {"masked_lm", "lm"} and not self.tied_embeddings:
             raise UserError(
                 f"encoder_heads = {self.encoder_heads!r} with tied_embeddings = False: an "
@@ -205,10 +220,11 @@ class TransformerConfig:
                     )
 
     def _check_no_encoder_settings(self) -> None:
-        if self.positions == "transformer_xl" or self.encoder_heads or self.token_types:
+        encoders = (self.encoder_heads, self.token_types, self.num_labels)
+        if self.positions == "transformer_xl" or any(encoders):
             raise UserError(
-                f"positions = 'transformer_xl', encoder_heads and token_types are for the "
-                f"architecture 'encoder_only', found {self.architecture!r}."
+                f"positions = 'transformer_xl', encoder_heads, num_labels and token_types are for "
+                f"the architecture 'encoder_only', found {self.architecture!r}."
             )
 
     def _check_experts(self) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer
 
+from t5x_lite.models.adapters import ADAPTERS
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.functional import attention as attn
 from t5x_lite.models.functional.context import over_context, stretches
@@ -47,6 +48,11 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return y.reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
+def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """x [..., in] @ a [in, rank] @ b [rank, *out]."""
+    return product(product(x, a), b)
+
+
 class Dense(nn.Module):
     """x [..., in] @ kernel [in, *features] (+ bias), computed in x's dtype."""
 
@@ -63,6 +69,10 @@ class Dense(nn.Module):
         kernel = kernel.astype(x.dtype)
         names = (*TOKENS[:2], *(None,) * len(out))
         y = with_gathered(product, [x], [TOKENS], [kernel], [self.axes], names)
+        if self.has_variable(ADAPTERS, "lora_a"):
+            a, b = (self.get_variable(ADAPTERS, f"lora_{i}").astype(x.dtype) for i in "ab")
+            axes = [(self.axes[0], None), (None, *self.axes[1:])]
+            y += with_gathered(low_rank, [x], [TOKENS], [a, b], axes, names)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             y += self.param("bias", zeros, out, jnp.float32).astype(x.dtype)

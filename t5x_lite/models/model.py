@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.errors import UserError
-from t5x_lite.models import moe
+from t5x_lite.models import adapters, moe, reading
 from t5x_lite.models.architectures import EncoderOnly, Transformer
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.functional.attention import Mask, decoder_mask, segment_mask, soft_cap
-from t5x_lite.models.functional.fusing import split_heads
+from t5x_lite.models.cross_cache import cross_cache
+from t5x_lite.models.functional.attention import Mask, soft_cap
 from t5x_lite.models.heads import Outputs
-from t5x_lite.models.layers import WEIGHTS, Norm
+from t5x_lite.models.layers import WEIGHTS
 from t5x_lite.models.transformer import unstack_layers
 from t5x_lite.models.xlnet import XLNet
 from t5x_lite.parallel.platform import platform
@@ -44,7 +44,8 @@ class Model:
     """The functions of one Transformer.
 
     Batches are dicts of int32 [B, length] with T5X's feature names; absent segment ids mean one
-    segment, ended by padding (id 0). Parameters are float32 nested dicts with T5X's names.
+    segment, ended by padding (id 0). Parameters are float32 nested dicts with T5X's names, and the
+    configuration's adapters beside them (adapters.py).
     """
 
     config: TransformerConfig
@@ -72,15 +73,25 @@ class Model:
     def _boxed_init(self, rng: jax.Array) -> Params:
         ids = jnp.ones((1, 2), jnp.int32)
         if self.encoder_only:
-            return self._module.init(rng, {"encoder_input_tokens": ids}, method=_encoded)["params"]
+            batch = {"encoder_input_tokens": ids}
+            return self._module.init(rng, batch, method=reading.encoded)["params"]
         batch = {"decoder_input_tokens": ids, "decoder_target_tokens": ids}
         if self.config.has_encoder:
             batch["encoder_input_tokens"] = ids
-        return self._module.init(rng, batch, method=_logits)["params"]
+        return self._module.init(rng, batch, method=reading.logits)["params"]
 
     def init(self, rng: jax.Array) -> Params:
-        """Returns fresh parameters; under jit with out_shardings each device makes its part."""
-        return nn.unbox(self._boxed_init(rng))
+        """Returns fresh parameters; under jit with out_shardings each device makes its part.
+
+        Raises UserError, as the next two do, for adapters that don't fit the model.
+        """
+        return self.adapted(nn.unbox(self._boxed_init(rng)), rng)
+
+    def adapted(self, params: Params, rng: jax.Array) -> Params:
+        """Parameters of this model without adapters, with fresh ones beside them."""
+        if not self.config.adapters:
+            return params
+        return adapters.init(self.config, params, self._base_axes(), rng)
 
     def abstract_params(self) -> Params:
         """The parameters as jax.ShapeDtypeStruct, without computing or allocating anything."""
@@ -88,9 +99,25 @@ class Model:
 
     def logical_axes(self) -> Params:
         """A tree shaped like the parameters, of tuples of logical axis names."""
+        axes = self._base_axes()
+        if not self.config.adapters:
+            return axes
+        return adapters.logical_axes(self.config, adapters.base_of(self.abstract_params()), axes)
+
+    def _base_axes(self) -> Params:
         boxed = jax.eval_shape(self._boxed_init, jax.random.key(0))
         is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
         return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
+
+    def merged(self, params: Params) -> "tuple[Model, Params]":
+        """The same model with LoRA's changes made, as a model without; a soft prompt stays."""
+        c, prompt = self.config, adapters.PROMPT
+        kept = {prompt: params[prompt]} if prompt in params else {}
+        rest = tuple(a for a in c.adapters if not isinstance(a, adapters.LoRA))
+        if rest == c.adapters:
+            return self, params
+        model = Model(dataclasses.replace(c, adapters=rest))
+        return model, adapters.merged(c, params) | kept
 
     # -- training -----------------------------------------------------------------------------
 
@@ -127,14 +154,18 @@ class Model:
         options = {
             "train": train,
             "rngs": {"dropout": rng} if train and rng is not None else None,
-            "method": _encoded if self.encoder_only else _logits,
+            "method": reading.encoded if self.encoder_only else reading.logits,
             **more,
         }
-        variables, module = {"params": params}, self._module
-        if not self.config.num_experts:
-            return module.apply(variables, batch, **options), {}
-        result, reports = module.apply(variables, batch, **options, mutable=[moe.AUX])
-        return result, moe.auxiliary(self.config, reports[moe.AUX])
+        variables, module = adapters.variables(self.config, params), self._module
+        batch, aux = adapters.prompted(self.config, batch), {}
+        if self.config.num_experts:
+            result, reports = module.apply(variables, batch, **options, mutable=[moe.AUX])
+            aux = moe.auxiliary(self.config, reports[moe.AUX])
+        else:
+            result = module.apply(variables, batch, **options)
+        prompt = 0 if self.config.has_encoder else adapters.prompt_length(self.config)
+        return result[:, prompt:] if prompt else result, aux
 
     def hidden(
         self, params: Params, batch: Batch, *, rng: jax.Array | None = None, train: bool = False
@@ -147,7 +178,7 @@ class Model:
 
     def head(self, params: Params) -> Head:
         """The output layer, to be applied to `hidden`; UserError for an encoder without one."""
-        c = self.config
+        c, params = self.config, adapters.variables(self.config, params)["params"]
         if self.encoder_only and not {"masked_lm", "lm"} & set(c.encoder_heads):
             raise UserError(f"encoder_heads = {c.encoder_heads!r} has no output layer.")
         if c.tied_embeddings:
@@ -163,25 +194,39 @@ class Model:
 
         {"encoder": [.., S, S], "decoder": [.., T, T], "cross": [.., T, S]}: those that there are.
         """
-        method = _encoded if self.encoder_only else _logits
+        method = reading.encoded if self.encoder_only else reading.logits
         wanted = [WEIGHTS, moe.AUX]
-        _, found = self._module.apply({"params": params}, batch, method=method, mutable=wanted)
+        variables = adapters.variables(self.config, params)
+        batch = adapters.prompted(self.config, batch)
+        _, found = self._module.apply(variables, batch, method=method, mutable=wanted)
         kinds: dict[str, dict[int, jax.Array]] = {}
         for path, weights in jax.tree_util.tree_leaves_with_path(found.get(WEIGHTS, {})):
             side, layers, name = (getattr(step, "key", "") for step in path[:3])
             kind = "cross" if name == "encoder_decoder_attention" else side
             layer = int(layers.partition("_")[2] or 0)
             kinds.setdefault(kind, {})[layer] = weights
-        return {
+        prompt, first = adapters.prompt_length(self.config), self.config.has_encoder
+        found = {
             kind: of[0] if of[0].ndim == 5 else jnp.stack([of[i] for i in sorted(of)])
             for kind, of in kinds.items()
         }
+        if not prompt:
+            return found
+        # Of a soft prompt there is nothing to look at: its columns and rows are left out.
+        sides = {"encoder": (first, first), "decoder": (not first,) * 2, "cross": (False, first)}
+        return {
+            kind: w[..., prompt * sides[kind][0] :, prompt * sides[kind][1] :]
+            for kind, w in found.items()
+        }
 
     def encode(self, params: Params, batch: Batch) -> jax.Array:
-        """The encoder's output, [B, S, D], without dropout."""
+        """The encoder's output, [B, S, D], without dropout; a soft prompt is part of it."""
         if self.encoder_only:
             return self.encoded(params, batch)[0]["encoded"]
-        return self._module.apply({"params": params}, batch, method=_encode)
+        batch = adapters.prompted(self.config, batch)
+        return self._module.apply(
+            adapters.variables(self.config, params), batch, method=reading.encode
+        )
 
     def embed(
         self,
@@ -201,7 +246,7 @@ class Model:
         found, _ = self.encoded(params, batch, rng=rng, train=train)
         x = found["encoded"].astype(jnp.float32)
         if pooling == "mean":
-            real = _segments(batch, "encoder", "encoder_input_tokens")[..., None] > 0
+            real = reading.segments_of(batch, "encoder", "encoder_input_tokens")[..., None] > 0
             x = jnp.sum(x * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
         else:
             x = found["pooled"].astype(jnp.float32) if pooling == "pooler" else x[:, 0]
@@ -216,9 +261,11 @@ class Model:
         Encoder-decoder: runs the encoder on ``encoder_input_tokens`` and keeps each layer's keys
         and values of its output. Decoder-only: only the batch's size is read.
         """
-        c = self.config
+        c, layers = self.config, self.config.num_decoder_layers
         batch_size = next(iter(batch.values())).shape[0]
-        shape, layers = (batch_size, c.kv_heads, max_length, c.head_dim), c.num_decoder_layers
+        prompt = 0 if c.has_encoder else adapters.prompt_length(c)
+        max_length += prompt
+        shape = (batch_size, c.kv_heads, max_length, c.head_dim)
         zeros = jnp.zeros((layers, *shape) if c.scan_layers else shape, self.dtype)
         layer = {"key": zeros, "value": zeros}
         cache: Cache = {
@@ -229,9 +276,15 @@ class Model:
             "encoder_segments": None,
         }
         if c.has_encoder:
-            encoded = self.encode(params, batch)
-            cache["layers"]["cross"] = _cross_cache(c, params["decoder"], encoded)
-            cache["encoder_segments"] = _segments(batch, "encoder", "encoder_input_tokens")
+            encoded, decoder = self.encode(params, batch), adapters.merged(c, params)["decoder"]
+            cache["layers"]["cross"] = cross_cache(c, decoder, encoded)
+            batch = adapters.prompted(c, batch)
+            cache["encoder_segments"] = reading.segments_of(
+                batch, "encoder", "encoder_input_tokens"
+            )
+        if prompt:
+            tokens = jnp.broadcast_to(-1 - jnp.arange(prompt), (batch_size, prompt))
+            _, cache = self.decode(params, cache, tokens, last_only=True)
         return cache
 
     def decode(
@@ -274,7 +327,7 @@ class Model:
         if cache["encoder_segments"] is not None:
             cross_mask = Mask(k_segments=cache["encoder_segments"])
         logits, layers = self._module.apply(
-            {"params": params},
+            adapters.variables(self.config, params),
             tokens,
             mask=mask,
             positions=jnp.maximum(positions, 0),
@@ -292,11 +345,13 @@ class Model:
         """This model, parameters and a cache in the form in which single steps are fast.
 
         On a CPU a scan copies every layer's weights and cache out of the stack and back, at each
-        step; so there, at the price of one copy of the decoder, layers are unrolled.
+        step; so there, at the price of one copy of the decoder, layers are unrolled. LoRA's
+        changes are made once.
         """
+        model, params = self.merged(params)
         if not self.config.scan_layers or platform() != "cpu":
-            return self, params, cache
-        model = Model(dataclasses.replace(self.config, scan_layers=False))
+            return model, params, cache
+        model = Model(dataclasses.replace(model.config, scan_layers=False))
         params = params | {"decoder": unstack_layers(params["decoder"])}
         each = range(self.config.num_decoder_layers)
         layers = {
@@ -326,86 +381,3 @@ class Model:
             "valid": fn(cache["valid"], 0),
             "prefix": fn(cache["prefix"], 0),
         }
-
-
-def _segments(batch: Batch, side: str, tokens: str) -> jax.Array:
-    """Segment ids [B, length], 0 where there is padding."""
-    if f"{side}_segment_ids" in batch:
-        return batch[f"{side}_segment_ids"]
-    return (batch[tokens] > 0).astype(jnp.int32)
-
-
-def _positions(batch: Batch, side: str, tokens: str) -> jax.Array:
-    if f"{side}_positions" in batch:
-        return batch[f"{side}_positions"]
-    return jnp.arange(batch[tokens].shape[1])[None]
-
-
-def _encoded(module: EncoderOnly | XLNet, batch: Batch, train: bool = False) -> Outputs:
-    return module(
-        batch["encoder_input_tokens"],
-        _segments(batch, "encoder", "encoder_input_tokens"),
-        _positions(batch, "encoder", "encoder_input_tokens"),
-        batch.get("encoder_types"),
-        batch.get("encoder_order"),
-        train,
-    )
-
-
-def _encode(module: Transformer, batch: Batch, train: bool = False) -> jax.Array:
-    segments = _segments(batch, "encoder", "encoder_input_tokens")
-    positions = _positions(batch, "encoder", "encoder_input_tokens")
-    return module.encode(batch["encoder_input_tokens"], segments, positions, train)
-
-
-def _logits(
-    module: Transformer, batch: Batch, train: bool = False, output: str = "logits"
-) -> jax.Array:
-    # Padding is where the *targets* are 0: the first decoder input is 0 too, and is no padding.
-    segments = _segments(batch, "decoder", "decoder_target_tokens")
-    encoded = cross_mask = None
-    if module.config.has_encoder:
-        encoded = _encode(module, batch, train)
-        encoder_segments = _segments(batch, "encoder", "encoder_input_tokens")
-        cross_mask = segment_mask(segments, encoder_segments)
-    mask = decoder_mask(segments, batch.get("decoder_causal_attention"))
-    logits, _ = module.decode(
-        batch["decoder_input_tokens"],
-        mask=mask.replace(window=module.config.attention_window),
-        positions=_positions(batch, "decoder", "decoder_target_tokens"),
-        encoded=encoded,
-        cross_mask=cross_mask,
-        valid=segments > 0,
-        train=train,
-        output=output,
-    )
-    return logits
-
-
-def _cross_cache(config: TransformerConfig, decoder: Params, encoded: jax.Array) -> Any:
-    """Every layer's keys and values [B, K, S, H] of the encoder's output [B, S, D]."""
-
-    def project(dense: Params) -> jax.Array:
-        y = encoded @ dense["kernel"].astype(encoded.dtype)
-        return y + dense["bias"].astype(y.dtype) if "bias" in dense else y
-
-    def heads(layer: Params, name: str, y: jax.Array) -> jax.Array:
-        y = y.reshape(*y.shape[:-1], config.kv_heads, config.head_dim)
-        if f"{name}_norm" in layer:
-            y = Norm(config).apply({"params": layer[f"{name}_norm"]}, y)
-        return y.swapaxes(1, 2)
-
-    def cache(layer: Params) -> Cache:
-        if config.fused_projections:
-            widths = [config.kv_heads * config.head_dim] * 2
-            found = split_heads(project(layer["kv"]), config.kv_heads, widths)
-        else:
-            found = [project(layer[name]) for name in ("key", "value")]
-        both = zip(("key", "value"), found, strict=True)
-        return {name: heads(layer, name, y) for name, y in both}
-
-    attention = "encoder_decoder_attention"
-    if config.scan_layers:
-        return jax.lax.map(cache, decoder["layers"][attention])
-    layers = (decoder[f"layers_{i}"] for i in range(config.num_decoder_layers))
-    return tuple(cache(layer[attention]) for layer in layers)

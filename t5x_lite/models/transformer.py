@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t5x_lite.models.adapters import ADAPTERS
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.functional import attention as attn
 from t5x_lite.models.functional.context import stretches
@@ -242,7 +243,7 @@ class Stack(nn.Module):
         if c.scan_layers:
             scanned = nn.scan(
                 block,
-                variable_axes={"params": 0, AUX: 0, WEIGHTS: 0},
+                variable_axes={"params": 0, ADAPTERS: 0, AUX: 0, WEIGHTS: 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, nn.broadcast, 0),
                 length=self.num_layers,

@@ -177,4 +177,4 @@ class XLNet(nn.Module):
             "types": types,
         }
         streams = self.encoder(streams, shared, train)
-        return self.heads(self.drop(streams[-1], deterministic=not train))
+        return self.heads(self.drop(streams[-1], deterministic=not train), train)

@@ -1,28 +1,35 @@
 """The jitted training step of a set-up: what `train` runs and `plan` compiles."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from t5x_lite.models import Model
+from t5x_lite.models.adapters import PROMPT, with_fresh_prompt
 from t5x_lite.programs.setup import Setup, data_shards
 from t5x_lite.training.guards import SpikeGuard
+from t5x_lite.training.head_losses import HeadLoss, loss_for
 from t5x_lite.training.pair_losses import ContrastiveLoss
-from t5x_lite.training.state import TrainState, abstract_state
+from t5x_lite.training.state import TrainState, abstract_state, init_state, key_for
 from t5x_lite.training.step import Loss, check_microbatches, make_train_step
+from t5x_lite.training.trainable import Trainable, joined
 from t5x_lite.training.watches import Watches
 
 
 class Training(NamedTuple):
     """An optimizer's transformation, the state's shapes and shardings, the jitted step.
 
-    The step donates the state, and returns one with the same sharding. ``watched`` is the step
-    that looks at what ``watches`` name, too, and is compiled when it is first called.
+    ``trained``: the names of the parameters that the optimizer is for. The step donates the state,
+    and returns one with the same sharding. ``watched`` is the step that looks at what ``watches``
+    name, too, and is compiled when it is first called.
     """
 
     transform: optax.GradientTransformation
     abstract: TrainState
+    trained: frozenset[str]
     step: Any  # (TrainState, batch) -> (TrainState, metrics)
     watches: Watches | None = None
     watched: Any = None
@@ -32,18 +39,19 @@ def build(
     setup: Setup,
     optimizer: Any,
     *,
-    loss: Loss | ContrastiveLoss | None = None,
+    loss: Loss | ContrastiveLoss | HeadLoss | None = None,
     num_microbatches: int = 1,
     seed: int = 0,
     guard: SpikeGuard | None = None,
     watches: Watches | None = None,
+    trainable: Trainable | None = None,
 ) -> Training:
     """Raises UserError if the optimizer doesn't fit the model, or the microbatches the mesh."""
     check_microbatches(setup.batch_size, num_microbatches, data_shards(setup))
-    model, loss = setup.model, loss or Loss()
+    model, loss = setup.model, loss or loss_for(setup.feature_lengths) or Loss()
     loss.check(model, setup.feature_lengths, num_microbatches)
-    transform = optimizer.build(model.abstract_params(), model.logical_axes())
-    abstract = abstract_state(model, transform, setup.mesh, setup.rules, guard)
+    transform, trained = (trainable or Trainable()).transform(optimizer, model)
+    abstract = abstract_state(model, transform, setup.mesh, setup.rules, guard, trained)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
     def jitted(watches: Watches | None) -> Any:
@@ -56,12 +64,35 @@ def build(
             seed=seed,
             guard=guard,
             watches=watches,
+            trained=trained,
         )
         # What is watched is wanted whole by every process.
         metrics = None if watches is None else NamedSharding(setup.mesh, PartitionSpec())
         return jax.jit(step, donate_argnums=0, out_shardings=(shardings, metrics))
 
     if watches is None:
-        return Training(transform, abstract, jitted(None))
+        return Training(transform, abstract, trained, jitted(None))
     watches.check(abstract.params)
-    return Training(transform, abstract, jitted(None), watches, jitted(watches))
+    return Training(transform, abstract, trained, jitted(None), watches, jitted(watches))
+
+
+def fresh_state(
+    training: Training, model: Model, seed: int, guard: SpikeGuard | None = None
+) -> TrainState:
+    """The state of step 0."""
+    return init_state(model, training.transform, training.abstract, seed, guard, training.trained)
+
+
+def started_from(
+    state: TrainState, found: dict[str, Any], training: Training, model: Model, seed: int
+) -> TrainState:
+    """The fresh state with the parameters that were ``found``, a part of their tree.
+
+    A soft prompt that wasn't among them is drawn from the embeddings that were.
+    """
+    params = joined(state.params, found)
+    if PROMPT in params and PROMPT not in found:
+        shardings = jax.tree.map(lambda x: x.sharding, training.abstract.params)
+        draw = jax.jit(lambda p, k: with_fresh_prompt(model.config, p, k), out_shardings=shardings)
+        params = draw(params, key_for(seed, "params"))
+    return dataclasses.replace(state, params=params)

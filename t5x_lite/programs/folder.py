@@ -127,14 +127,3 @@ def write_description(model_dir: str, table: str) -> None:
     folder = epath.Path(model_dir)
     _write(folder / "config.gin", config.config_text())
     _write(folder / "parameters.txt", table)
-
-
-def with_params(state: Any, found: dict[str, Any]) -> Any:
-    """The state with some of its parameters replaced by ``found``, a part of their tree."""
-
-    def merge(old: Any, new: Any) -> Any:
-        if not isinstance(old, dict):
-            return new
-        return {key: merge(old[key], new[key]) if key in new else old[key] for key in old}
-
-    return dataclasses.replace(state, params=merge(state.params, found))

@@ -21,7 +21,7 @@ from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.planning.check import predicted_and_measured
 from t5x_lite.programs import describe, folder
-from t5x_lite.programs.build import build
+from t5x_lite.programs.build import build, fresh_state, started_from
 from t5x_lite.programs.exports import CheckpointConfig, ExportingCheckpoints
 from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.interrupt import Interrupt
@@ -31,11 +31,12 @@ from t5x_lite.programs.setup import set_up
 from t5x_lite.training import garbage
 from t5x_lite.training.goodput import Goodput
 from t5x_lite.training.guards import SpikeGuard
+from t5x_lite.training.head_losses import HeadLoss
 from t5x_lite.training.pair_losses import ContrastiveLoss
 from t5x_lite.training.recovery import restore_newest, save_surely
 from t5x_lite.training.services import Service
-from t5x_lite.training.state import init_state
 from t5x_lite.training.step import Loss
+from t5x_lite.training.trainable import Trainable
 from t5x_lite.training.watchdog import WatchdogConfig
 from t5x_lite.training.watches import Watches
 
@@ -59,7 +60,7 @@ def train(
     batch_size: int,
     total_steps: int,
     optimizer: Any,
-    loss: Loss | ContrastiveLoss | None = None,
+    loss: Loss | ContrastiveLoss | HeadLoss | None = None,
     mesh: MeshConfig | None = None,
     pack: bool = True,
     seed: int = 0,
@@ -67,6 +68,9 @@ def train(
     checkpoint: CheckpointConfig | None = None,
     initial_checkpoint: str | None = None,
     initial_params: str | None = None,
+    trainable: str | None = None,
+    frozen: str | None = None,
+    layer_decay: float = 1.0,
     log_period: int = 100,
     eval_period: int = 1000,
     eval_batch_count: int | None = 20,
@@ -95,6 +99,7 @@ def train(
       initial_checkpoint: whose parameters to start from: another run's folder or checkpoint, a
         folder of Hugging Face, or a checkpoint of T5X.
       initial_params: regular expression: only parameters with a match are taken from it.
+      trainable, frozen, layer_decay: see training/trainable.py.
       eval_batch_count: batches of held-out data at each evaluation; None: all there are.
       num_samples: predictions shown after the last step, and every ``sample_period`` steps (0: no).
       trackers, watches: see training/services.py and training/watches.py.
@@ -121,12 +126,14 @@ def train(
     setup = set_up(model, task, lengths, batch_size, mesh, pack=pack)
     training = build(
         setup, optimizer, loss=loss, num_microbatches=num_microbatches, seed=seed,
-        guard=spike_guard, watches=watches,
+        guard=spike_guard, watches=watches, trainable=Trainable(trainable, frozen, layer_decay),
     )  # fmt: skip
     abstract, axes = training.abstract, setup.model.logical_axes()
 
     flops = train_flops(model, setup.feature_lengths, batch_size)
-    numbers = describe.derived_numbers(setup, abstract, total_steps, flops, num_microbatches)
+    numbers = describe.derived_numbers(
+        setup, abstract, total_steps, flops, num_microbatches, training.trained
+    )
     if dry_run:
         with use_mesh(setup.mesh, setup.rules):
             training.step.lower(abstract, setup.abstract_batch())
@@ -168,13 +175,15 @@ def train(
             loader.restore(restored.position[setup.rows])
             say(f"continuing from step {step:,} of {model_dir}")
         else:
-            state = init_state(setup.model, training.transform, abstract, seed, spike_guard)
+            state = fresh_state(training, setup.model, seed, spike_guard)
             if initial_checkpoint is not None:
                 found = restore_params(
-                    initial_checkpoint, abstract.params, initial_params, model=model
+                    initial_checkpoint, abstract.params, initial_params, model=model, start=True
                 )
-                state = folder.with_params(state, found)
+                state = started_from(state, found, training, setup.model, seed)
                 say(f"starting from {initial_checkpoint}: {len(jax.tree.leaves(found))} parameters")
+            elif model.adapters:
+                say("warning: adapters on random weights; set train.initial_checkpoint")
         del restored  # the step donates the state's buffers
 
         recorder = stack.enter_context(Recorder(

@@ -20,7 +20,7 @@ STACK_AXES = ("layers", "experts", "gates")
 FACTOR_RULES: Mapping[str, str] = {
     "embed": "row",
     **dict.fromkeys(("vocab", "mlp", "heads", "kv", "joined_kv", "position"), "column"),
-    **dict.fromkeys(("relpos_buckets", "norm"), "none"),
+    **dict.fromkeys(("relpos_buckets", "norm", "lora_rank"), "none"),
     **dict.fromkeys(STACK_AXES, "batch"),
 }
 EPSILON = 1e-30  # added to squared gradients, so that an embedding row never seen divides by > 0

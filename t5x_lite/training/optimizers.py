@@ -37,13 +37,13 @@ Patterns = Sequence[tuple[str, Any]]
 # Regexes are searched in names such as "encoder/layers_0/mlp/wi_0/kernel"; the first match counts.
 # "\b" keeps "embedding" from matching "rel_embedding", as "_" is part of a word.
 DECAY_PATTERNS: Patterns = (
-    (r"\b(kernel|embedding)$", True),
-    (r"\b(scale|bias|rel_embedding)$", False),
+    (r"\b(kernel|embedding|lora_a|lora_b)$", True),
+    (r"\b(scale|bias|rel_embedding|soft_prompt)$", False),
 )
 MUON_PATTERNS: Patterns = (
     (r"\blogits_dense/kernel$", "adamw"),
     (r"\bkernel$", "muon"),
-    (r"\b(embedding|scale|bias|rel_embedding)$", "adamw"),
+    (r"\b(embedding|scale|bias|rel_embedding|lora_a|lora_b|soft_prompt)$", "adamw"),
 )
 
 

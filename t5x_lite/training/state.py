@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from t5x_lite.parallel.rules import (
     tree_shardings,
 )
 from t5x_lite.training.guards import SpikeGuard
+from t5x_lite.training.trainable import part
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +28,7 @@ class TrainState:
 
     ``step`` counts batches seen; ``bad_steps`` the latest ones in a row whose loss or gradient
     was not finite (or a spike), and which therefore changed nothing else; ``guard`` is what
-    `SpikeGuard` remembers, None without one.
+    `SpikeGuard` remembers, None without one. ``opt_state`` is of the parameters that are trained.
     """
 
     step: jax.Array
@@ -51,13 +52,15 @@ def abstract_state(
     mesh: Mesh,
     rules: Mapping[str, MeshAxes],
     guard: SpikeGuard | None = None,
+    trained: Collection[str] | None = None,
 ) -> TrainState:
     """The state's shapes, dtypes and shardings; nothing is computed.
 
-    Raises UserError for an axis that the mesh can't divide, and for heads that ``tensor`` can't.
+    ``trained``: names of the parameters that ``transform`` is for; None: all. Raises UserError for
+    an axis that the mesh can't divide, and for heads that ``tensor`` can't.
     """
     params, axes = model.abstract_params(), model.logical_axes()
-    shapes = jax.eval_shape(lambda p: _new_state(p, transform, guard), params)
+    shapes = jax.eval_shape(lambda p: _new_state(p, transform, guard, trained), params)
     opt_axes = optimizer_axes(shapes.opt_state, params, axes)
     state_axes = TrainState((), axes, opt_axes, (), guard.axes() if guard else None)
     shardings = tree_shardings(mesh, state_axes, rules)
@@ -85,19 +88,21 @@ def init_state(
     abstract: TrainState,
     seed: int,
     guard: SpikeGuard | None = None,
+    trained: Collection[str] | None = None,
 ) -> TrainState:
     """Fresh parameters and optimizer state, every device computing only its own part."""
 
     def init(key: jax.Array) -> TrainState:
-        return _new_state(model.init(key), transform, guard)
+        return _new_state(model.init(key), transform, guard, trained)
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(init, out_shardings=shardings)(key_for(seed, "params"))
 
 
-def _new_state(params: Any, transform: Any, guard: SpikeGuard | None) -> TrainState:
+def _new_state(params: Any, transform: Any, guard: SpikeGuard | None, trained: Any) -> TrainState:
     remembered = guard.init() if guard else None
-    return TrainState(jnp.int32(0), params, transform.init(params), jnp.int32(0), remembered)
+    opt_state = transform.init(params if trained is None else part(params, trained))
+    return TrainState(jnp.int32(0), params, opt_state, jnp.int32(0), remembered)
 
 
 def optimizer_axes(opt_state: Any, params: Any, axes: Any) -> Any:

@@ -1,7 +1,7 @@
 """The two steps, pure functions of (state, batch); everything else in training is around them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import gin
@@ -13,9 +13,12 @@ import optax
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model
 from t5x_lite.training.guards import SpikeGuard
+from t5x_lite.training.head_losses import HeadLoss, head_of
 from t5x_lite.training.losses import cross_entropy, loss_normalizer, target_side
+from t5x_lite.training.optimizers import parameter_names
 from t5x_lite.training.pair_losses import ContrastiveLoss, next_sentence_sums, with_pair_weights
 from t5x_lite.training.state import TrainState, key_for
+from t5x_lite.training.trainable import joined, part
 from t5x_lite.training.vocabulary_loss import vocabulary_loss
 from t5x_lite.training.watches import Watches
 
@@ -48,6 +51,8 @@ class Loss:
         c, heads = model.config, model.config.encoder_heads
         if "encoder_anchor" in features:
             raise UserError("the objective makes pairs: set train.loss = @ContrastiveLoss().")
+        if head_of(features):
+            raise UserError("the objective is for a head: leave train.loss out, or use HeadLoss.")
         if not model.encoder_only:
             return
         if "encoder_target_tokens" in features and not {"masked_lm", "lm"} & set(heads):
@@ -123,18 +128,20 @@ def make_train_step(
     transform: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
     *,
-    loss: Loss | ContrastiveLoss | None = None,
+    loss: Loss | ContrastiveLoss | HeadLoss | None = None,
     num_microbatches: int = 1,
     seed: int = 0,
     guard: SpikeGuard | None = None,
     watches: Watches | None = None,
+    trained: Collection[str] | None = None,
 ) -> TrainStep:
     """Returns (state, batch) -> (state, metrics), ready for jax.jit with the state donated.
 
     The loss is normalised over the whole global batch before it is cut into micro-batches, so
     their number changes neither loss nor gradients (but for rounding, and dropout's draws).
     Dropout's key is a function of (seed, step). An update that isn't finite, or a spike by
-    ``guard``, is not applied.
+    ``guard``, is not applied. Parameters whose names aren't in ``trained`` (None: all are) stay as
+    they are, and are not differentiated by; ``transform`` is for the others.
 
     Metrics (scalars): loss (as optimised), cross_entropy and z_loss (per target token), accuracy,
     target_tokens, grad_norm, learning_rate, bad_steps; and bad_parameter: the place, in tree
@@ -143,7 +150,8 @@ def make_train_step(
     """
     loss = loss or Loss()
 
-    def microbatch_loss(params, batch, normalizer, rng):
+    def microbatch_loss(own, params, batch, normalizer, rng):
+        params = joined(params, own)
         total, z_loss, weight, hits, aux = loss.sums(
             model, params, batch, batch["real_weights"], rng=rng, train=True
         )
@@ -157,15 +165,15 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         normalizer, batch = loss.prepare(batch)
-        weights = batch["loss_weights"]
         rng = jax.random.fold_in(key_for(seed, "dropout"), state.step)
-        grads, sums = _accumulate(grad_fn, state.params, batch, normalizer, rng, num_microbatches)
+        own = state.params if trained is None else part(state.params, trained)
+        fixed = (state.params, normalizer, rng)
+        grads, sums = _accumulate(grad_fn, own, batch, fixed, num_microbatches)
         squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]
         grad_norm = jnp.sqrt(sum(squares))
-        not_finite = ~jnp.isfinite(jnp.stack(squares))
         learning_rate = schedule(state.step)
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+        updates, opt_state = transform.update(grads, state.opt_state, own)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, own, updates)
 
         good = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(learning_rate)
         remembered = state.guard
@@ -175,29 +183,16 @@ def make_train_step(
         keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
         new_state = TrainState(
             step=state.step + 1,
-            params=jax.tree.map(keep, params, state.params),
+            params=joined(state.params, jax.tree.map(keep, params, own)),
             opt_state=jax.tree.map(keep, opt_state, state.opt_state),
             bad_steps=jnp.where(good, 0, state.bad_steps + 1),
             guard=remembered,
         )
-        tokens = jnp.maximum(sums["target_tokens"], 1.0)
-        total_weight = jnp.maximum(jnp.sum(weights), 1e-9)
-        aux_loss = sums.get("aux_loss", 0.0)
-        metrics = {
-            "loss": sums["loss"] / normalizer,
-            "cross_entropy": (sums["loss"] - sums["z_loss"] - aux_loss) / total_weight,
-            "z_loss": sums["z_loss"] / total_weight,
-            "accuracy": sums["hits"] / tokens,
-            "target_tokens": sums["target_tokens"],
+        metrics = _averages(sums, jnp.sum(batch["loss_weights"]), normalizer) | {
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "bad_steps": new_state.bad_steps,
-            "bad_parameter": jnp.where(not_finite.any(), jnp.argmax(not_finite), -1),
-            **{
-                name.removeprefix("aux_"): value / total_weight
-                for name, value in sums.items()
-                if name.startswith("aux_") and name != "aux_loss"
-            },
+            "bad_parameter": _first_bad(squares, own, state.params),
         }
         if watches is not None:
             scaled = jax.tree.map(lambda u: learning_rate * u, updates)
@@ -208,10 +203,33 @@ def make_train_step(
     return train_step
 
 
-def _accumulate(grad_fn, params, batch, normalizer, rng, num_microbatches):
+def _averages(sums: Metrics, weight: jax.Array, normalizer: jax.Array) -> Metrics:
+    """What is logged of a batch's sums; ``weight``: of all its targets."""
+    tokens, weight = jnp.maximum(sums["target_tokens"], 1.0), jnp.maximum(weight, 1e-9)
+    aux = {n.removeprefix("aux_"): v for n, v in sums.items() if n.startswith("aux_")}
+    return {
+        "loss": sums["loss"] / normalizer,
+        "cross_entropy": (sums["loss"] - sums["z_loss"] - aux.pop("loss", 0.0)) / weight,
+        "z_loss": sums["z_loss"] / weight,
+        "accuracy": sums["hits"] / tokens,
+        "target_tokens": sums["target_tokens"],
+        **{name: value / weight for name, value in aux.items()},
+    }
+
+
+def _first_bad(squares: list[jax.Array], own: Any, params: Any) -> jax.Array:
+    """The place among all parameters of the first of our own with a bad sum of squares, or -1."""
+    places = {name: i for i, name in enumerate(parameter_names(params))}
+    bad = ~jnp.isfinite(jnp.stack(squares))
+    ours = jnp.array([places[name] for name in parameter_names(own)])
+    return jnp.where(bad.any(), ours[jnp.argmax(bad)], -1)
+
+
+def _accumulate(grad_fn, own, batch, fixed, num_microbatches):
     """Sums gradients and metric sums over the micro-batches, in float32."""
+    params, normalizer, rng = fixed
     if num_microbatches == 1:
-        (_, sums), grads = grad_fn(params, batch, normalizer, rng)
+        (_, sums), grads = grad_fn(own, params, batch, normalizer, rng)
         return grads, sums
 
     # Row i goes to micro-batch i % n, so that every device keeps a part of each micro-batch.
@@ -222,12 +240,12 @@ def _accumulate(grad_fn, params, batch, normalizer, rng, num_microbatches):
     def body(total, i_and_microbatch):
         i, microbatch = i_and_microbatch
         key = jax.random.fold_in(rng, i)
-        (_, sums), grads = grad_fn(params, microbatch, normalizer, key)
+        (_, sums), grads = grad_fn(own, params, microbatch, normalizer, key)
         return jax.tree.map(jnp.add, total, (grads, sums)), None
 
     microbatches = jax.tree.map(cut, batch)
     first = jax.tree.map(lambda x: x[0], microbatches)
-    shapes = jax.eval_shape(lambda *args: grad_fn(*args), params, first, normalizer, rng)
+    shapes = jax.eval_shape(lambda *args: grad_fn(*args), own, params, first, normalizer, rng)
     (_, sums), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     indices = jnp.arange(num_microbatches)
     total, _ = jax.lax.scan(body, (grads, sums), (indices, microbatches))
@@ -256,6 +274,8 @@ def make_eval_step(
     def eval_step(params: Any, batch: Batch) -> Metrics:
         if "encoder_anchor" in batch:
             return (loss or ContrastiveLoss()).evaluate(model, params, batch)
+        if head_of(batch):
+            return (loss or HeadLoss()).evaluate(model, params, batch)
         side = target_side(batch)
         targets = batch[f"{side}_target_tokens"]
         weights = (batch[f"{side}_loss_weights"] > 0).astype(jnp.float32)

@@ -74,7 +74,8 @@ class Watches:
         """What to add to a step's metrics; for use inside of jit.
 
         Args:
-          trees: "gradients", "parameters" and "updates", trees of float arrays.
+          trees: "gradients", "parameters" and "updates", trees of float arrays; of parameters that
+            aren't trained, the first and the last have nothing.
           layer_axes: a tree like the parameters, of each one's logical axes.
 
         Returns:
@@ -82,14 +83,15 @@ class Watches:
           watch/{gradients,...}/NAME: a `Histogram` each, if wanted.
         """
         found: dict[str, Any] = {}
+        is_names = lambda x: isinstance(x, tuple)  # noqa: E731
+        named = jax.tree_util.tree_leaves_with_path(layer_axes, is_leaf=is_names)
+        axes = {_name(path): names for path, names in named}
         for kind in self.of:
-            paths = jax.tree_util.tree_leaves_with_path(trees[kind])
-            axes = jax.tree.leaves(layer_axes, is_leaf=lambda x: isinstance(x, tuple))
-            for (path, leaf), names in zip(paths, axes, strict=True):
+            for path, leaf in jax.tree_util.tree_leaves_with_path(trees[kind]):
                 name = _name(path)
                 if not re.search(self.names, name):
                     continue
-                stacked = self.layers and names[:1] == ("layers",)
+                stacked = self.layers and axes[name][:1] == ("layers",)
                 rest = tuple(range(1, leaf.ndim)) if stacked else None
                 squares = jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=rest)
                 found[f"{WATCHED}{kind}_norm/{name}"] = jnp.sqrt(squares)

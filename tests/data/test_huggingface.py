@@ -16,7 +16,7 @@ from t5x_lite.data.tasks import Task
 from t5x_lite.errors import UserError
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra hf")
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
 texts = st.text(st.sampled_from("abc the\n é你😀!▁</s>"), max_size=40)
 
@@ -94,12 +94,68 @@ def test_padding_never_comes_out_of_a_text(gpt2):
     plain = tokenizers.Tokenizer.from_file(str(gpt2))
     size = plain.get_vocab_size()
     vocabulary = HuggingFaceVocabulary(gpt2)
-    assert vocabulary.size == size + 1 and vocabulary.num_sentinels == 0
+    assert vocabulary.size == size and vocabulary.num_sentinels == 0
     assert vocabulary.eos_id == size - 1
-    assert plain.encode("!").ids == [0] and vocabulary.encode("!").tolist() == [size]
+    never = plain.token_to_id("\u00c0")  # stands for the byte 0xC0, which UTF-8 doesn't have
+    assert plain.encode("!").ids == [0] and vocabulary.encode("!").tolist() == [never]
     text = "the cat! sat"
-    assert vocabulary.encode(text).tolist() == [i or size for i in plain.encode(text).ids]
+    assert vocabulary.encode(text).tolist() == [i or never for i in plain.encode(text).ids]
     assert vocabulary.decode(vocabulary.encode(text)) == text
+    assert vocabulary.byte_lengths[0] == 0 and vocabulary.byte_lengths[never] == 1
+
+
+def test_a_text_that_starts_with_a_token_starts_with_id_0(llama, gpt2, t5, tmp_path):
+    """As Llama's do: it and <unk> change places. T5's end with a token: nothing changes."""
+    for source, start, ours in ((llama, "<s>", 1), (gpt2, "<|begin|>", 281)):
+        tokenizer = tokenizers.Tokenizer.from_file(str(source))
+        tokenizer.add_special_tokens([start])
+        place = tokenizer.token_to_id(start)
+        assert place == ours
+        starting = processors.TemplateProcessing(
+            single=f"{start} $A", special_tokens=[(start, place)]
+        )
+        tokenizer.post_processor = processors.Sequence([processors.ByteLevel(), starting])
+        vocabulary = HuggingFaceVocabulary(save(tokenizer, tmp_path / f"{ours}.json"))
+        plain = HuggingFaceVocabulary(source)
+        ids = tokenizer.encode("the!").ids
+        assert ids[0] == place
+        assert vocabulary.encode("the!").tolist() == [i or place for i in ids[1:]]
+        assert vocabulary.decode(vocabulary.encode("the! cat")) == plain.decode(
+            plain.encode("the! cat")
+        )
+        assert vocabulary.eos_id == plain.eos_id and vocabulary.byte_lengths[0] == 0
+        assert vocabulary.fingerprint != plain.fingerprint
+    tokenizer = tokenizers.Tokenizer.from_file(str(t5))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    ending = HuggingFaceVocabulary(save(tokenizer, tmp_path / "t5.json"))
+    assert ending.encode("the").tolist() == HuggingFaceVocabulary(t5).encode("the").tolist()
+
+
+def test_the_end_of_a_text_at_id_0(tmp_path):
+    """As Pythia's: <|endoftext|> is id 0."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(corpus(), trainer)
+    vocabulary = HuggingFaceVocabulary(save(tokenizer, tmp_path / "pythia.json"))
+    assert vocabulary.eos_id == tokenizer.token_to_id("\u00c0") and vocabulary.size == 280
+    assert vocabulary.decode([*vocabulary.encode("the cat"), vocabulary.eos_id]) == "the cat"
+
+
+def test_where_no_byte_is_free_id_0_moves_behind_the_last(tmp_path):
+    pieces = {"a": 0, "b": 1, "</s>": 2}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(pieces, unk_token="b"))
+    tokenizer.add_special_tokens(["</s>"])
+    vocabulary = HuggingFaceVocabulary(save(tokenizer, tmp_path / "words.json"))
+    assert vocabulary.size == 4 and vocabulary.encode("a").tolist() == [3]
+    assert vocabulary.decode([3]) == "a"
 
 
 @given(text=texts)

@@ -1,7 +1,6 @@
 """BERT and XLNet of Hugging Face compute here what they computed there, and go back bit for bit."""
 
 import dataclasses
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -10,24 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_files import model_of
 from safetensors.numpy import load_file, save_file
 
 import t5x_lite as tl
 from t5x_lite.errors import UserError
 from t5x_lite.interop import huggingface, pretrained
 from t5x_lite.interop.weight_maps import their_tensors
+from t5x_lite.models.heads import LOGITS
 from t5x_lite.training import checkpoint_layout as layout
+from t5x_lite.training.head_losses import HeadLoss, head_of
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "encoders"
 NAMES = sorted(p.name for p in GOLDEN.iterdir() if p.is_dir())
-COMPARED = ("logits", "pair_logits", "pooled", "encoded")
-
-
-@functools.cache
-def model_of(name: str):
-    model, params, vocabulary = tl.from_pretrained(GOLDEN / name, dtype="float32")
-    assert vocabulary is None
-    return model, params, dict(np.load(GOLDEN / name / "outputs.npz"))
+COMPARED = ("logits", "pair_logits", "pooled", "encoded", *LOGITS.values())
 
 
 def features(golden) -> dict:
@@ -44,7 +39,11 @@ def outputs(model, params, batch) -> dict:
 
 
 def losses(found, batch) -> list:
-    """As they took them: of the tokens predicted, and of the pairs with a label."""
+    """As they took them: of the tokens predicted, and of the pairs with a label; or of a head."""
+    if head_of(batch):
+        normalizer, batch = HeadLoss().prepare(batch)
+        each, _ = HeadLoss().losses(found, batch, num_labels=0)
+        return [jnp.sum(each * batch["loss_weights"]) / normalizer]
     if "logits" not in found:
         pooled = found["pooled"][jnp.array([0, 1, 3])]
         return [jnp.square(found["encoded"][:, 6]).sum() + pooled.sum()]
@@ -59,10 +58,10 @@ def losses(found, batch) -> list:
     return taken
 
 
-def close(found, golden, name) -> None:
+def assert_close(found, golden, name) -> None:
     """Where there is text; a row padded on the left has padding where others have their first."""
     real = golden["encoder_segment_ids"] > 0
-    if name in ("pooled", "pair_logits"):
+    if name in ("pooled", "pair_logits", "class_logits"):
         real = real[:, 0]
     elif name == "logits" and "encoder_order" in golden:
         real = golden["encoder_order"] > 1  # the others have no turn
@@ -72,7 +71,7 @@ def close(found, golden, name) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_losses_and_gradients_are_theirs(name):
-    model, params, golden = model_of(name)
+    model, params, golden = model_of("encoders", name)
     batch = features(golden)
 
     def loss(params):
@@ -80,14 +79,15 @@ def test_outputs_losses_and_gradients_are_theirs(name):
         each = losses(found, batch)
         return sum(each), (found, each)
 
-    if name == "bert_masked":  # which has nothing of its own for gradients
+    # Masked LM alone, and a head, have nothing of their own for gradients.
+    if not any(key.startswith("grads/") for key in golden) or name == "bert_masked":
         (_, (found, each)), grads = jax.jit(loss)(params), None
     else:
         (_, (found, each)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     compared = [key for key in COMPARED if key in golden]
     assert compared and len(each) == len(golden["losses"])
     for key in compared:
-        close(np.asarray(found[key]), golden, key)
+        assert_close(np.asarray(found[key]), golden, key)
     np.testing.assert_allclose(each, golden["losses"], rtol=1e-5)
 
     if grads is None:
@@ -106,7 +106,7 @@ def test_outputs_losses_and_gradients_are_theirs(name):
 
 def test_xlnet_reads_a_text_without_an_order():
     """Logits as `Model.apply` gives them, of the content stream."""
-    model, params, golden = model_of("xlnet")
+    model, params, golden = model_of("encoders", "xlnet")
     batch = features(golden)
     content = {k: v for k, v in batch.items() if k not in ("encoder_order", "encoder_types")}
     logits = np.asarray(jax.jit(model.apply)(params, content)[0])
@@ -117,7 +117,7 @@ def test_xlnet_reads_a_text_without_an_order():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_way_back_is_bit_for_bit(name, tmp_path):
-    model, params, _ = model_of(name)
+    model, params, _ = model_of("encoders", name)
     tl.save_pretrained(tmp_path / "out", model, params)
     ours = load_file(tmp_path / "out/model.safetensors")
     theirs = load_file(GOLDEN / name / "model.safetensors")
@@ -157,7 +157,7 @@ def test_a_run_and_back_with_word_pieces(tmp_path):
 
 def test_files_of_the_first_years(tmp_path):
     """Norms with TensorFlow's names, copies of tied tensors, a buffer."""
-    _, params, _ = model_of("bert")
+    _, params, _ = model_of("encoders", "bert")
     tensors = load_file(GOLDEN / "bert/model.safetensors")
     old = {}
     for name, value in tensors.items():
@@ -174,7 +174,7 @@ def test_files_of_the_first_years(tmp_path):
 
 def test_an_encoder_starts_from_a_part_of_another_model():
     """BERT's body under other heads, and T5's encoder alone."""
-    _, params, _ = model_of("bert")
+    _, params, _ = model_of("encoders", "bert")
     config = huggingface.read(GOLDEN / "bert").config
     mine = dataclasses.replace(config, encoder_heads=("pooler",), scan_layers=False)
     abstract = tl.Model(mine).abstract_params()

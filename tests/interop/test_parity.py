@@ -1,7 +1,6 @@
 """Models of Hugging Face read here compute what they computed there, and go back bit for bit."""
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_files import model_of
 from safetensors.numpy import load_file
 
 import t5x_lite as tl
@@ -30,13 +30,6 @@ def fully(what: str) -> list:
     return [pytest.param(n, marks=slow if n in SLOWLY[what] else ()) for n in FULLY]
 
 
-@functools.cache
-def model_of(name: str):
-    model, params, vocabulary = tl.from_pretrained(GOLDEN / name, dtype="float32")
-    assert vocabulary is None
-    return model, params, dict(np.load(GOLDEN / name / "outputs.npz"))
-
-
 def features(golden) -> dict:
     names = [n for n in golden if n.startswith(("encoder_", "decoder_"))]
     return {name: jnp.asarray(golden[name], jnp.int32) for name in names}
@@ -48,7 +41,7 @@ def their_weights(folder) -> dict[str, np.ndarray]:
     }
 
 
-def close(logits, golden) -> None:
+def assert_close(logits, golden) -> None:
     real = golden["decoder_target_tokens"] > 0
     scale = np.abs(golden["logits"][real]).max()
     assert np.abs(logits - golden["logits"])[real].max() < 2e-5 * scale
@@ -56,13 +49,13 @@ def close(logits, golden) -> None:
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in FULLY or n in SLOWLY["gradients"]])
 def test_logits_are_theirs(name):
-    model, params, golden = model_of(name)
-    close(jax.jit(model.apply)(params, features(golden))[0], golden)
+    model, params, golden = model_of("huggingface", name)
+    assert_close(jax.jit(model.apply)(params, features(golden))[0], golden)
 
 
 @pytest.mark.parametrize("name", fully("gradients"))
 def test_logits_loss_and_gradients_are_theirs(name):
-    model, params, golden = model_of(name)
+    model, params, golden = model_of("huggingface", name)
     batch = features(golden)
     real = golden["decoder_target_tokens"] > 0
 
@@ -74,7 +67,7 @@ def test_logits_loss_and_gradients_are_theirs(name):
         return -jnp.where(real, chosen, 0).sum() / real.sum(), logits
 
     (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    close(logits, golden)
+    assert_close(logits, golden)
     np.testing.assert_allclose(value, golden["loss"], rtol=2e-6)
 
     named = {k: np.asarray(v) for k, v in layout.by_name(grads).items()}
@@ -89,7 +82,7 @@ def test_logits_loss_and_gradients_are_theirs(name):
 
 @pytest.mark.parametrize("name", fully("decoding"))
 def test_greedy_continuations_are_theirs(name):
-    model, params, golden = model_of(name)
+    model, params, golden = model_of("huggingface", name)
     prompts = golden.get("prompts")
     batch = {}
     if prompts is None:
@@ -100,7 +93,7 @@ def test_greedy_continuations_are_theirs(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_way_back_is_bit_for_bit(name, tmp_path):
-    model, params, _ = model_of(name)
+    model, params, _ = model_of("huggingface", name)
     tl.save_pretrained(tmp_path / "out", model, params)
     ours, theirs = their_weights(tmp_path / "out"), their_weights(GOLDEN / name)
     assert ours.keys() == theirs.keys()
@@ -118,7 +111,7 @@ def test_the_way_back_is_bit_for_bit(name, tmp_path):
 
 
 def test_unrolled_layers_read_the_same_weights():
-    model, params, golden = model_of("t5_1_1")
+    model, params, golden = model_of("huggingface", "t5_1_1")
     unrolled, layers, _ = tl.from_pretrained(GOLDEN / "t5_1_1", scan_layers=False, dtype="float32")
     stacked = layout.by_name(params)
     for name, value in layout.by_name(layers).items():
@@ -130,18 +123,18 @@ def test_unrolled_layers_read_the_same_weights():
 
 
 def test_layers_that_differ_are_the_same_unrolled_and_with_drawn_masks():
-    golden = model_of("gemma3")[2]
+    golden = model_of("huggingface", "gemma3")[2]
     settings = dict(scan_layers=False, attention="xla", dtype="float32")
     model, params, _ = tl.from_pretrained(GOLDEN / "gemma3", **settings)
     assert [model.config.has_window(i) for i in range(4)] == [True, True, False, True]
-    close(jax.jit(model.apply)(params, features(golden))[0], golden)
+    assert_close(jax.jit(model.apply)(params, features(golden))[0], golden)
 
 
 def test_each_device_reads_its_own_part():
     mesh = tl.make_mesh(tl.MeshConfig(fsdp=2, tensor=2, data=2))
     from t5x_lite.parallel.rules import logical_rules
 
-    _, whole, _ = model_of("gpt2")
+    _, whole, _ = model_of("huggingface", "gpt2")
     # 4 heads over tensor=2; the vocabulary of 61 isn't split
     rules = logical_rules() | {"vocab": None}
     _, parts, _ = tl.from_pretrained(GOLDEN / "gpt2", mesh=mesh, rules=rules, dtype="float32")
@@ -151,7 +144,7 @@ def test_each_device_reads_its_own_part():
 
 
 def test_half_precision_files(tmp_path):
-    model, params, _ = model_of("llama")
+    model, params, _ = model_of("huggingface", "llama")
     tl.save_pretrained(tmp_path / "half", model, params, dtype="bfloat16")
     _, again, _ = tl.from_pretrained(tmp_path / "half")
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)

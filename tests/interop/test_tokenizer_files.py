@@ -61,6 +61,8 @@ def test_auto_tokenizer_gives_our_ids(folder, golden, name):
     for text, theirs in zip(golden["texts"], golden["ids"][name], strict=True):
         ids = ours.encode(text).tolist()
         expected = [0, *ids] if name in STARTS else [*ids, ours.eos_id]
+        row = tokenizer_files.swapped_row(ours)
+        expected = [tokenizer_files.theirs(i, row) for i in expected]
         if excused(name, text):
             differing += expected != theirs
         else:
@@ -79,7 +81,8 @@ def test_transformers_own_t5_tokenizer_gives_our_ids(folder, golden):
 @pytest.mark.parametrize("name", NAMES)
 def test_special_ids_and_sentinels(folder, golden, name):
     ours, theirs = vocabulary(folder, name), golden["special"][name]
-    assert (theirs["pad"], theirs["eos"]) == (0, ours.eos_id)
+    pad = ours.eos_id if tokenizer_files.swapped_row(ours) else 0
+    assert (theirs["pad"], theirs["eos"]) == (pad, ours.eos_id)
     assert theirs["size"] == ours.size
     if ours.num_sentinels:
         assert theirs["sentinels"] == [ours.sentinel(i) for i in range(3)]
@@ -108,7 +111,8 @@ def test_the_json_is_what_transformers_was_asked_about(folder, golden, tmp_path,
         assert read.encode(text).ids == theirs
     for text, ids in zip(golden["texts"], golden["ids"][name], strict=True):
         if name in ("unigram", "bpe", "gpt2"):
-            plain = read.decode(ids, skip_special_tokens=False)
+            start = int(name == "gpt2")  # which is no character
+            plain = read.decode(ids[start:], skip_special_tokens=False)
             assert plain.replace("<pad>", "").replace("</s>", "").replace(
                 "<|endoftext|>", ""
             ) == text.replace("\u2581", " ")
@@ -120,13 +124,52 @@ def test_more_ids_than_rows(folder, tmp_path):
         tokenizer_files.read(tmp_path, 419)
 
 
-def test_ordinary_text_at_id_0_is_not_used(folder, tmp_path, caplog):
-    pytest.importorskip("tokenizers", reason="the extra hf isn't installed")
-    (tmp_path / "tokenizer.json").write_bytes((folder / "gpt2.json").read_bytes())
+def test_text_at_id_0_changes_places_with_a_byte_that_no_text_has(folder, tmp_path):
+    """Weights in a file's order: read in ours, written back in theirs, bit for bit."""
+    ours = vocabulary(folder, "gpt2")
+    row = tokenizer_files.swapped_row(ours)
+    assert row > 0 and ours.encode("!").tolist() == [row]
+    model = tl.Model(dataclasses.replace(LM, scale_attention=True))
+    params = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0)))
+    tl.save_pretrained(tmp_path / "with", model, params, ours)
+    tl.save_pretrained(tmp_path / "without", model, params)
+    written = json.loads((tmp_path / "with/config.json").read_text())
+    eos = ours.eos_id
+    assert (written["bos_token_id"], written["eos_token_id"]) == (row, eos)
+    assert json.loads((tmp_path / "with/generation_config.json").read_text())["pad_token_id"] == eos
+
+    _, again, read = tl.from_pretrained(tmp_path / "with")
+    assert read.encode("Hi!").tolist() == ours.encode("Hi!").tolist()
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    source = pretrained.open_source(tmp_path / "with")
+    (tmp_path / "with/tokenizer.json").rename(tmp_path / "aside.json")
+    _, plain, read = tl.from_pretrained(tmp_path / "with")  # the ids of the file
+    assert read is None
+    swap = np.arange(LM.vocab_size)
+    swap[[0, row]] = row, 0
+    table = ("token_embedder", "embedding")
+    assert (plain[table[0]][table[1]] == params[table[0]][table[1]][swap]).all()
+    head = source.parameters({n: s for n, s in shapes(params)})["decoder/logits_dense/kernel"]
+    for start, stop in ((0, 4), (row, row + 1), (1, row), (row - 2, row + 2)):
+        part = head.read((slice(2, 5), slice(start, stop)))
+        assert (part == params["decoder"]["logits_dense"]["kernel"][2:5, start:stop]).all()
+
+
+def shapes(params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape
+
+
+def test_text_at_id_0_of_a_file_without_bytes_is_not_used(tmp_path, caplog):
+    tokenizers = pytest.importorskip("tokenizers", reason="the extra hf isn't installed")
+    words = tokenizers.models.WordLevel({"a": 0, "b": 1, "</s>": 2}, unk_token="b")
+    tokenizer = tokenizers.Tokenizer(words)
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert tokenizer_files.read(tmp_path, 600) is None
     assert "ordinary text at id 0" in caplog.text
-    assert tokenizer_files.text_at_zero(tmp_path) == "!"
-    with pytest.raises(UserError, match=r"has text \('!'\) at id 0, which is padding here"):
+    assert tokenizer_files.text_at_zero(tmp_path) == "a"
+    with pytest.raises(UserError, match=r"has text \('a'\) at id 0, which is padding here"):
         pretrained.require_padding(tmp_path)
 
 
@@ -203,9 +246,10 @@ def test_tokenizers_of_llamas_kind(golden, tmp_path, make):
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     ours = HuggingFaceVocabulary(tmp_path / "tokenizer.json")
     count = theirs.get_vocab_size(with_added_tokens=True)
-    assert ours.size == count + (make is llama3)
+    row = tokenizer_files.swapped_row(ours)
+    assert ours.size == count and (row > 0) == (make is llama3)
     for text in golden["texts"]:
         ids = np.array(theirs.encode(text, add_special_tokens=False).ids, np.int32)
-        np.testing.assert_array_equal(ours.encode(text), np.where(ids == 0, count, ids), text[:40])
+        np.testing.assert_array_equal(ours.encode(text), np.where(ids == 0, row, ids), text[:40])
         assert 0 not in ours.encode(text)
         assert ours.decode(ours.encode(text)) == text
