@@ -61,13 +61,16 @@ CONFIGURABLE_MODULES = (
     "t5x_lite.training.optimizers",
     "t5x_lite.training.retention",
     "t5x_lite.training.pair_losses",
+    "t5x_lite.training.head_losses",
     "t5x_lite.training.services",
     "t5x_lite.training.watches",
     "t5x_lite.training.telemetry",
     "t5x_lite.programs.early_stopping",
+    "t5x_lite.programs.embed",
     "t5x_lite.programs.train",
     "t5x_lite.programs.eval",
     "t5x_lite.programs.infer",
+    "t5x_lite.serve.settings",
 )
 
 _KEY = re.compile(r"[A-Za-z_][\w./]*")
@@ -125,6 +128,7 @@ def parse(
     checks.check_macros_used(reader.bindings)
     checks.check_scopes_used(reader.bindings, _scopes)
     checks.drop_unreferenced_macros(final)
+    checks.drop_unused_scopes(final, _scopes)
     checks.check_all_given(final, reader.bindings, root)
     for binding in final.values():
         try:

@@ -140,11 +140,7 @@ def check_macros_used(bindings: list[Binding]) -> None:
 
 def check_scopes_used(bindings: list[Binding], declared: Iterable[str]) -> None:
     """A scope is entered by `@scope/name`, by a macro (gin evaluates it in its own), or by code."""
-    known = set(declared)
-    for b in bindings:
-        known.update(b.name.split("/") if b.selector == MACRO else ())
-        for reference in leaves(b.value, Reference):
-            known.update(reference.name.split("/")[:-1])
+    known = _entered(bindings, declared)
     for b in bindings:
         for scope in b.scope.split("/") if b.scope else ():
             if scope not in known:
@@ -152,6 +148,27 @@ def check_scopes_used(bindings: list[Binding], declared: Iterable[str]) -> None:
                 raise UserError(
                     f"nothing in the config uses the scope '{scope}' ({b.where}).{hint}"
                 )
+
+
+def _entered(bindings: Iterable[Binding], declared: Iterable[str]) -> set[str]:
+    known = set(declared)
+    for b in bindings:
+        known.update(b.name.split("/") if b.selector == MACRO else ())
+        for reference in leaves(b.value, Reference):
+            known.update(reference.name.split("/")[:-1])
+    return known
+
+
+def drop_unused_scopes(final: dict[tuple, Binding], declared: Iterable[str]) -> None:
+    """Leaves out what is of a scope whose every use was overridden, as by another task's file."""
+    while True:
+        known = _entered(final.values(), declared)
+        unused = [k for k, b in final.items() if b.scope and not set(b.scope.split("/")) <= known]
+        if not unused:
+            return
+        for key in unused:
+            del final[key]
+        drop_unreferenced_macros(final)
 
 
 def drop_unreferenced_macros(final: dict[tuple, Binding]) -> None:

@@ -44,13 +44,15 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
-    def open(self, path: Path, width: int = 1200, dark: bool = False) -> None:
+    def open(self, path: Path | str, width: int = 1200, dark: bool = False) -> None:
+        """A file's page, or the one at an address."""
         self.problems, self.requests = [], []
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=900,
                    deviceScaleFactor=1, mobile=False)  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
-        self._call("Page.navigate", url=path.resolve().as_uri())
+        address = path if isinstance(path, str) else path.resolve().as_uri()
+        self._call("Page.navigate", url=address)
         while self._read().get("method") != "Page.loadEventFired":
             pass
 

@@ -1,9 +1,11 @@
 """Reading the golden files, and the model that they are about."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
 
+import t5x_lite as tl
 from t5x_lite.models import Model, TransformerConfig, stack_layers
 
 FOLDER = Path(__file__).parent / "golden"
@@ -42,3 +44,11 @@ def tree(arrays: dict[str, np.ndarray], prefix: str = "") -> dict:
 def tiny_model() -> tuple[Model, dict]:
     """The golden model, scanned, and its parameters."""
     return Model(TINY), stack_layers(tree(load("tiny_params.npz")))
+
+
+@functools.cache
+def model_of(folder: str, name: str) -> tuple[Model, dict, dict[str, np.ndarray]]:
+    """One of the models of transformers in a folder: it, its parameters, and what it computed."""
+    model, params, vocabulary = tl.from_pretrained(FOLDER / folder / name, dtype="float32")
+    assert vocabulary is None
+    return model, params, load(f"{folder}/{name}/outputs.npz")

@@ -146,7 +146,7 @@ def test_the_page_on_extending(folder, capsys, monkeypatch):
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("page", ["exchange", "from_t5x", "from_hugging_face", "launch"])
+@pytest.mark.parametrize("page", ["exchange", "from_t5x", "from_hugging_face", "launch", "serve"])
 def test_commands_that_need_files_are_understood(page, folder):
     """Their gin files are read, too; the files that those name needn't be there."""
     write_files(f"docs/{page}.md")

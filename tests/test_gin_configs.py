@@ -7,6 +7,8 @@ import t5x_lite as tl
 from t5x_lite import config, gin_files
 from t5x_lite.models import Model
 from t5x_lite.programs.train import train
+from t5x_lite.training import checkpoint_layout as layout
+from t5x_lite.training.trainable import Trainable
 
 SHIPPED = gin_files.gin_files_under(gin_files.shipped_gin_configs())
 MODELS = [name for name in SHIPPED if name.startswith("models/")]
@@ -124,6 +126,17 @@ def test_a_recipe_begins_with_what_to_expect(name):
     header = (gin_files.shipped_gin_configs() / name).read_text().split("include")[0]
     for word in ("# Paper:", "# Command:", "# Hardware:", "# Expected:"):
         assert word in header
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name.startswith("adapters/")])
+def test_adapters_train_less_than_two_percent_of_the_quickstarts_model(name):
+    config.parse(
+        ["recipes/finetune_cola.gin", name], ["DATA='x'", "VALIDATION_DATA='x'"], root="train.model"
+    )
+    model = Model(config.evaluate("train.model"))
+    sizes = {n: x.size for n, x in layout.by_name(model.abstract_params()).items()}
+    transform, trained = Trainable().transform(config.evaluate("train.optimizer"), model)
+    assert 0 < sum(sizes[n] for n in trained) < 0.02 * sum(sizes.values())
 
 
 def _all_text(name: str) -> str:

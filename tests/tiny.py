@@ -34,6 +34,29 @@ LM = tl.TransformerConfig(
     tied_embeddings=True,
     dtype="float32",
 )
+BERT = tl.TransformerConfig(
+    architecture="encoder_only",
+    vocab_size=384,
+    embed_dim=32,
+    num_heads=4,
+    head_dim=8,
+    mlp_dim=64,
+    num_decoder_layers=0,
+    num_encoder_layers=1,
+    norm="layer",
+    norm_placement="post",
+    embedding_norm=True,
+    positions="learned",
+    max_positions=128,
+    token_types=2,
+    use_bias=True,
+    scale_attention=True,
+    tied_embeddings=True,
+    scale_tied_logits=False,
+    init_std=0.05,
+    mlp_activations=("gelu_exact",),
+    dtype="float32",
+)
 LENGTHS = {"inputs": 64, "targets": 16}
 # A run of 4 steps on the lines of the files TEXT.
 GIN = """

@@ -8,7 +8,7 @@ An encoder-only model reads what an objective makes under these names: encoder_i
 encoder_target_tokens (0 where nothing is predicted), encoder_loss_weights (1 where something is)
 and, if packed, encoder_segment_ids and encoder_positions, of "inputs" and "labels"; any other
 feature X as encoder_X and, if packed, encoder_X_segment_ids and encoder_X_positions, unless X is
-"order" or "types", which go with the inputs.
+"order", "types" or "tags", which go with the inputs.
 """
 
 import functools
@@ -21,7 +21,7 @@ from t5x_lite.errors import UserError, did_you_mean
 ARCHITECTURES = ("encoder_decoder", "decoder_only", "encoder_only")
 _ENCODER_NAMES = {"inputs": "encoder_input_tokens", "labels": "encoder_target_tokens"}
 # Features of an encoder-only model that say something of each token of the inputs.
-_OF_INPUTS = ("inputs", "labels", "order", "types")
+_OF_INPUTS = ("inputs", "labels", "order", "types", "tags")
 
 Row = dict[str, np.ndarray]
 Lengths = Mapping[str, int]
@@ -63,7 +63,8 @@ def feature_lengths(
     if architecture == "decoder_only":
         if "inputs" in names:
             decoder.append("decoder_causal_attention")
-        return dict.fromkeys(decoder, sum(lengths[name] for name in names))
+        total = sum(lengths[name] for name in names if name != "learnt")
+        return dict.fromkeys(decoder, total)
     encoder = ["encoder_input_tokens"]
     if pack:
         encoder += ["encoder_segment_ids", "encoder_positions"]
@@ -225,6 +226,8 @@ def model_features(row: Row, architecture: str, pack: bool) -> Row:
     if prefix is not None:
         features["decoder_causal_attention"] = _prefix_attention(prefix, targets, segment_ids)
         weights &= prefix == 0
+    if "learnt" in row:
+        weights &= row["learnt"] > 0
     features["decoder_target_tokens"] = targets
     features["decoder_input_tokens"] = _shift_right(targets, segment_ids, 0)
     features["decoder_loss_weights"] = weights.astype(np.int32)

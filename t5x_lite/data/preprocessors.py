@@ -9,6 +9,7 @@ One record to several can't be a preprocessor, as it would change how many recor
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -156,6 +157,8 @@ class FewShot:
     shots: records to choose from: a list or a source.
     count: how many; None: all, in their order. Which, and in what order, follows from `seed` and
       the record. The record itself is never one of its shots.
+    split: of a source, such as "train"; None: all of it.
+    templates: preprocessors of what is in `shots`, such as the task's own before this one.
     shot: template of an example. query: of the record, behind them.
     """
 
@@ -166,10 +169,28 @@ class FewShot:
     query: str = "{inputs}\n"
     separator: str = "\n\n"
     key: str = "inputs"
+    split: str | None = None
+    templates: Sequence[Callable[[Record], Record | None]] = ()
 
     def __post_init__(self):
-        if len(self.shots) < (self.count or 0):
-            raise UserError(f"FewShot.count is {self.count}, but there are {len(self.shots)} shots")
+        if len(self._records) < (self.count or 0):
+            found = len(self._records)
+            raise UserError(f"FewShot.count is {self.count}, but there are {found} shots")
+
+    @functools.cached_property
+    def _records(self) -> Sequence[Record] | Source:
+        if self.split is None:
+            return self.shots
+        if not isinstance(self.shots, Source):
+            raise UserError(f"FewShot.split is {self.split!r}, and a list of shots has no splits.")
+        return self.shots.split(self.split)
+
+    def _shot(self, index: int) -> Record | None:
+        """A record as the templates leave it; None if they drop it."""
+        record: Record | None = self._records[index]
+        for template in self.templates:
+            record = record if record is None else template(record)
+        return record
 
     def __call__(self, record: Record) -> Record:
         parts = [self.shot.format_map(shot) for shot in self._chosen(record)]
@@ -178,19 +199,22 @@ class FewShot:
 
     def _chosen(self, record: Record) -> list[Record]:
         if self.count is None:
-            return [self.shots[i] for i in range(len(self.shots)) if self.shots[i] != record]
+            every = (self._shot(i) for i in range(len(self._records)))
+            return [shot for shot in every if shot not in (None, record)]
         rng = np.random.default_rng((self.seed, hash64(repr(sorted(record.items())).encode())))
         chosen: dict[int, Record] = {}
         tried: set[int] = set()
-        while len(chosen) < self.count and len(tried) < len(self.shots):
-            tried.add(i := int(rng.random() * len(self.shots)))
-            if i not in chosen and self.shots[i] != record:
-                chosen[i] = self.shots[i]
+        while len(chosen) < self.count and len(tried) < len(self._records):
+            tried.add(i := int(rng.random() * len(self._records)))
+            if i not in chosen and (shot := self._shot(i)) not in (None, record):
+                chosen[i] = shot
         return list(chosen.values())
 
     def __repr__(self) -> str:
         shots = self.shots.fingerprint if isinstance(self.shots, Source) else digest(*self.shots)
-        settings = (self.count, self.seed, self.shot, self.query, self.separator, self.key)
+        settings: tuple = (self.count, self.seed, self.shot, self.query, self.separator, self.key)
+        if self.split is not None or self.templates:  # else as before there were these
+            settings += (self.split, *self.templates)
         return f"FewShot({shots}, {', '.join(map(repr, settings))})"
 
 

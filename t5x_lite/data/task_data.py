@@ -16,7 +16,7 @@ from t5x_lite.data.tfds_source import Tfds
 from t5x_lite.errors import UserError
 
 
-def _when_used(function: Callable[..., Source]) -> Callable[..., Source]:
+def when_used(function: Callable[..., Source]) -> Callable[..., Source]:
     """What is wrong with the files is said when they are read: a model needs none to be used."""
 
     @functools.wraps(function)
@@ -30,7 +30,7 @@ def _when_used(function: Callable[..., Source]) -> Callable[..., Source]:
 
 
 @gin.configurable(module="t5x_lite")
-@_when_used
+@when_used
 def task_data(
     name: str | None = None,
     files: str | Sequence[str] | None = None,
@@ -112,7 +112,7 @@ class _ParallelFolder(Source):
 
 
 @gin.configurable(module="t5x_lite")
-@_when_used
+@when_used
 def parallel_folder(
     folder: str, languages: Sequence[str], train: str = "train", validation: str = "val"
 ) -> Source:
@@ -124,7 +124,7 @@ def parallel_folder(
 
 
 @gin.configurable(module="t5x_lite")
-@_when_used
+@when_used
 def text_in_order(file: str, held_out: float = 0.1, characters: int = 4096) -> Source:
     """One text file whose end is held out, as character language models are compared on.
 

@@ -30,8 +30,8 @@ class Task:
     metrics: functions of (targets, predictions) by which it is judged: t5x_lite.evaluation.metrics.
 
     The objective reads {"text": str} of a record; one that takes each record as one example
-    (TextToText) reads the strings under its features' names. For metrics, a record may hold more:
-    see t5x_lite.data.templates.
+    (TextToText) reads the strings under its features' names, or what it says (objectives/base.py).
+    For metrics, a record may hold more: see t5x_lite.data.templates.
     """
 
     name: str
@@ -40,6 +40,14 @@ class Task:
     vocabulary: Vocabulary
     preprocessors: Sequence[Preprocessor] = ()
     metrics: Sequence[Callable] = ()
+
+    def __post_init__(self):
+        if hasattr(self.objective, "head"):  # templates then make what it reads
+            made = [
+                dataclasses.replace(p, for_heads=True) if hasattr(p, "for_heads") else p
+                for p in self.preprocessors
+            ]
+            object.__setattr__(self, "preprocessors", made)
 
     @functools.cached_property
     def num_examples(self) -> int:
@@ -78,6 +86,12 @@ class Task:
     def fields(self, records: Source, index: int) -> dict[str, np.ndarray]:
         """Tokens of each key that the objective reads of a record; {} if it is dropped."""
         record = self.record(records, index)
+        own = getattr(self.objective, "tokens", None)
+        if record and own is not None and not self.source.tokenized:
+            try:
+                return own(record, self.vocabulary)
+            except UserError as e:
+                raise UserError(f"Task {self.name!r}: record {index}: {e}") from e
         names = getattr(self.objective, "reads", self.objective.features) if record else ()
         return {name: self._encode(record, name, index) for name in names}
 

@@ -7,6 +7,8 @@ Each takes a record as TFDS has it, or a row of a local file with the same field
   references  all texts that are right
   group       what examples that are judged together have in common
 
+With `for_heads` they return what an encoder's heads learn (objectives/heads.py), too.
+
 A label may be a class number, also as text, a truth value or the label's own text.
 """
 
@@ -44,15 +46,19 @@ class Classify:
     rank: bool = False
     group: str | Sequence[str] | None = None
     strip_html: bool = False
+    for_heads: bool = dataclasses.field(default=False, repr=False)
 
     def __call__(self, record: Record) -> Record:
-        parts = [self.prefix]
-        for field in self.fields:
-            parts += [f"{field}:", text(record[field])]
-        inputs = " ".join(parts)
+        found = [text(record[field]) for field in self.fields]
         if self.strip_html:
-            inputs = re.sub(r"</?b>", "", inputs.replace("<br>", " "))
-        made: Record = {"inputs": inputs, "targets": class_text(record[self.label], self.labels)}
+            found = [re.sub(r"</?b>", "", value.replace("<br>", " ")) for value in found]
+        named = (f"{name}: {value}" for name, value in zip(self.fields, found, strict=True))
+        made: Record = {
+            "inputs": " ".join([self.prefix, *named]),
+            "targets": class_text(record[self.label], self.labels),
+        }
+        if self.for_heads:
+            made |= {"texts": found, "labels": list(self.labels)}
         if self.rank:
             made["choices"] = list(self.labels)
         if self.group is not None:
@@ -69,6 +75,7 @@ class Rate:
     prefix: str
     fields: Sequence[str]
     label: str = "label"
+    for_heads: bool = dataclasses.field(default=False, repr=False)
 
     def __call__(self, record: Record) -> Record:
         parts = [self.prefix, *(f"{name}: {text(record[name])}" for name in self.fields)]
@@ -76,7 +83,10 @@ class Rate:
             value = float(record[self.label])
         except ValueError as error:
             raise UserError(f"label {record[self.label]!r} of a record is no number.") from error
-        return {"inputs": " ".join(parts), "targets": f"{round(value * 5) / 5:.1f}"}
+        made: Record = {"inputs": " ".join(parts), "targets": f"{round(value * 5) / 5:.1f}"}
+        if self.for_heads:
+            made |= {"texts": [text(record[name]) for name in self.fields], "value": value}
+        return made
 
 
 @gin.configurable(module="t5x_lite")
@@ -86,6 +96,7 @@ class MarkSpans:
 
     prefix: str = "wsc text:"
     labels: Sequence[str] = ("False", "True")
+    for_heads: bool = dataclasses.field(default=False, repr=False)
 
     def __call__(self, record: Record) -> Record:
         first, second = int(record["span1_index"]), int(record["span2_index"])
@@ -93,7 +104,8 @@ class MarkSpans:
         second += 2 * (first < second)  # the marks count as words now
         marked = _mark(marked, text(record["span2_text"]), second, "#")
         target = class_text(record["label"], self.labels)
-        return {"inputs": f"{self.prefix} {marked}", "targets": target}
+        made: Record = {"inputs": f"{self.prefix} {marked}", "targets": target}
+        return made | ({"texts": [marked], "labels": list(self.labels)} if self.for_heads else {})
 
 
 def _mark(sentence: str, span: str, index: int, mark: str) -> str:
@@ -138,10 +150,13 @@ class AnswerQuestion:
 
     answers: the field, "a/b" for a nested one, of the answers; none is the empty text.
     pad_punctuation: put spaces around it, as T5 does.
+    starts: the field of where in the context they begin, for heads; else that is looked up.
     """
 
     answers: str = "answers/text"
     pad_punctuation: bool = True
+    starts: str = dataclasses.field(default="answers/answer_start", repr=False)
+    for_heads: bool = dataclasses.field(default=False, repr=False)
 
     def __call__(self, record: Record) -> Record:
         clean = space_punctuation if self.pad_punctuation else str
@@ -149,7 +164,17 @@ class AnswerQuestion:
         answers = [clean(a) for a in texts(_at(record, self.answers))]
         inputs = re.sub(r"\s+", " ", f"question: {question} context: {context}")
         target = answers[0] if answers else ""
-        return {"inputs": inputs, "targets": target, "references": answers or [""]}
+        made: Record = {"inputs": inputs, "targets": target, "references": answers or [""]}
+        return made | (self._located(record) if self.for_heads else {})
+
+    def _located(self, record: Record) -> Record:
+        found, context = texts(_at(record, self.answers)), text(record["context"])
+        try:
+            starts = [int(start) for start in _at(record, self.starts)]
+        except (KeyError, TypeError):
+            starts = [context.find(answer) for answer in found]
+        made = {"question": text(record["question"]), "context": context}
+        return made | {"answers": found, "starts": starts}
 
 
 @gin.configurable(module="t5x_lite")
@@ -204,6 +229,7 @@ class TagWords:
     labels: Sequence[str]
     tokens: str = "tokens"
     tags: str = "ner"
+    for_heads: bool = dataclasses.field(default=False, repr=False)
 
     def __call__(self, record: Record) -> Record:
         words, tags = (_split(record[key]) for key in (self.tokens, self.tags))
@@ -212,8 +238,13 @@ class TagWords:
                 f"a record has {len(words)} {self.tokens} and {len(tags)} {self.tags}; a tag is "
                 "needed for each."
             )
-        targets = " ".join(class_text(tag, self.labels) for tag in tags)
-        return {"inputs": f"{self.prefix} sentence: {' '.join(words)}", "targets": targets}
+        named = [class_text(tag, self.labels) for tag in tags]
+        made: Record = {
+            "inputs": f"{self.prefix} sentence: {' '.join(words)}", "targets": " ".join(named)
+        }  # fmt: skip
+        if self.for_heads:
+            made |= {"words": words, "tags": named, "labels": list(self.labels)}
+        return made
 
 
 @gin.configurable(module="t5x_lite")

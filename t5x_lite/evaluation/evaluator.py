@@ -44,6 +44,8 @@ def summarize(totals: dict[str, float]) -> dict[str, float]:
     if totals.get("pairs"):
         for name in ("next_sentence_loss", "next_sentence_accuracy"):
             metrics[name] = totals[name] / totals["pairs"]
+    if "squared_error" in totals:
+        del metrics["perplexity"], metrics["accuracy"]  # of numbers
     if "positive_similarity" in totals:
         del metrics["perplexity"]  # of rows of a batch, which isn't worth a name
         metrics["positive_similarity"] = totals["positive_similarity"] / tokens

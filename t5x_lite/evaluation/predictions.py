@@ -30,9 +30,11 @@ from t5x_lite.data.source import Record
 from t5x_lite.data.streams import TaskReader
 from t5x_lite.data.tasks import Task
 from t5x_lite.errors import UserError
+from t5x_lite.evaluation import heads
 from t5x_lite.inference.decoding import Greedy, Method, generate, prefix_prompts
 from t5x_lite.inference.scoring import log_likelihood
 from t5x_lite.models import Model
+from t5x_lite.models.heads import LOGITS
 
 Row = dict[str, Any]
 _FIELD_LENGTH = 40  # characters of a text that may be sliced by
@@ -79,6 +81,7 @@ class Predictor:
     ):
         self._model, self._lengths, self._batch_size = model, dict(lengths), batch_size
         self._rows, self._place, self._how = list(rows), place, how or TextEvaluation()
+        self._head: Callable | None = None  # jitted when it is needed
 
     def predict(
         self, params: Any, task: Task, split: str = "validation", limit: int | None = None
@@ -88,6 +91,8 @@ class Predictor:
         Raises:
           UserError: an objective of which there is nothing to predict; no such split; no examples.
         """
+        if isinstance(task.objective, heads.OBJECTIVES):
+            return self._headed(params, task, split, limit)
         names = task.objective.features
         if task.objective.segment_length(self._lengths) is not None:
             if names != ("targets",):
@@ -106,9 +111,47 @@ class Predictor:
             reader.check_has_tokens()
         return rows
 
+    def _headed(self, params: Any, task: Task, split: str, limit: int | None) -> list[Row]:
+        reader = TaskReader(task, split, 0, self._lengths)
+        records, rows = reader.records, []
+        found = ((i, task.record(records, i)) for i in range(len(records)))
+        chosen = itertools.islice(((i, made) for i, made in found if made is not None), limit)
+        while chunk := list(itertools.islice(chosen, self._batch_size)):
+            answers = self.answers(params, task, [made for _, made in chunk])
+            for (i, made), answer in zip(chunk, answers, strict=True):
+                unknown = {"tokens": 0, "target_score": 0.0, "loss": 0.0}
+                rows.append(_described(task, i, made) | unknown | answer | _sliced(records[i]))
+        if not rows:
+            reader.check_has_tokens()
+        return rows
+
+    def answers(self, params: Any, task: Task, records: Sequence[Record]) -> list[Row]:
+        """What an encoder's head makes of records, as the task's preprocessors make them.
+
+        For each "prediction", and what heads.py says. Contexts that are too long are read in
+        several windows.
+        """
+        objective: Any = task.objective  # one for a head
+        vocabulary, lengths = task.vocabulary, self._lengths
+        tokens = [objective.tokens(record, vocabulary) for record in records]
+        examples = [heads.examples_of(objective, t, vocabulary, lengths) for t in tokens]
+        flat = [example for several in examples for example in several]
+        if self._head is None:
+            logits = LOGITS[objective.head]
+            self._head = jax.jit(lambda p, b: self._model.encoded(p, b)[0][logits])
+        found: list[np.ndarray] = []
+        for start in range(0, len(flat), self._batch_size):
+            some = flat[start : start + self._batch_size]
+            found += list(whole(self._head(params, self._batch(some)))[: len(some)])
+        rows = []
+        for record, ids, several in zip(records, tokens, examples, strict=True):
+            logits, found = found[: len(several)], found[len(several) :]
+            rows.append(heads.answer(objective, record, ids, several, logits, vocabulary, lengths))
+        return rows
+
     def _chunk(self, params: Any, task: Task, chunk: list[_Example], decodes: bool) -> list[Row]:
         batch = self._batch([e.features for e in chunk])
-        likelihoods = _whole(log_likelihood(self._model, params, batch))
+        likelihoods = whole(log_likelihood(self._model, params, batch))
         rows = [
             _row(task, e, float(s), self._lengths) for e, s in zip(chunk, likelihoods, strict=False)
         ]
@@ -137,7 +180,7 @@ class Predictor:
             rng=jax.random.key(self._how.seed),
             eos_id=vocabulary.eos_id,
         )
-        tokens, scores = _whole(decoded.tokens)[:, 0], _whole(decoded.scores)[:, 0]
+        tokens, scores = whole(decoded.tokens)[:, 0], whole(decoded.scores)[:, 0]
         return [vocabulary.decode(row) for row in tokens], scores
 
     def _choose(self, params: Any, task: Task, chunk: list[_Example], rows: list[Row]) -> None:
@@ -147,7 +190,7 @@ class Predictor:
         for start in range(0, len(pairs), self._batch_size):
             some = pairs[start : start + self._batch_size]
             features = [self._with_target(task, chunk[i], text, rows[i]) for i, text in some]
-            scores = _whole(log_likelihood(self._model, params, self._batch(features)))
+            scores = whole(log_likelihood(self._model, params, self._batch(features)))
             for (i, _), score in zip(some, scores, strict=False):
                 found.setdefault(i, []).append(float(score))
         for i, scores in found.items():
@@ -202,7 +245,7 @@ class Predictor:
         for start in range(0, len(pieces), self._batch_size):
             some = pieces[start : start + self._batch_size]
             batch = self._batch([{"targets": tokens} for _, tokens in some])
-            scores = _whole(log_likelihood(self._model, params, batch))
+            scores = whole(log_likelihood(self._model, params, batch))
             for (place, _), score in zip(some, scores, strict=False):
                 rows[place]["target_score"] += float(score)
         return [row | {"loss": -row["target_score"] / row["tokens"]} for row in rows]
@@ -226,16 +269,8 @@ def _examples(reader: TaskReader) -> Iterator[_Example]:
 
 def _row(task: Task, example: _Example, score: float, lengths: Mapping[str, int]) -> Row:
     made, tokens = example.made, len(example.features["targets"])
-    row: Row = {
-        "task": task.name,
-        "index": example.index,
-        "input": made["inputs"],
-        "target": made["targets"],
-        "tokens": tokens,
-        "target_score": score,
-        "loss": -score / tokens,
-    }
-    row |= {key: made[key] for key in ("references", "group") if key in made}
+    row = _described(task, example.index, made)
+    row |= {"tokens": tokens, "target_score": score, "loss": -score / tokens}
     # A feature as long as its limit was most likely cut: only its last token is EOS.
     cut = [
         name for name in ("inputs", "targets")
@@ -244,9 +279,17 @@ def _row(task: Task, example: _Example, score: float, lengths: Mapping[str, int]
     ]  # fmt: skip
     if cut:
         row["truncated"] = True
-    if fields := _fields(example.record):
-        row["fields"] = fields
-    return row
+    return row | _sliced(example.record)
+
+
+def _described(task: Task, index: int, made: Record) -> Row:
+    row = {"task": task.name, "index": index, "input": made["inputs"], "target": made["targets"]}
+    return row | {key: made[key] for key in ("references", "group") if key in made}
+
+
+def _sliced(record: Record) -> Row:
+    found = _fields(record)
+    return {"fields": found} if found else {}
 
 
 def _fields(record: Record) -> Row:
@@ -261,7 +304,7 @@ def _fields(record: Record) -> Row:
     return found
 
 
-def _whole(array: jax.Array) -> np.ndarray:
+def whole(array: jax.Array) -> np.ndarray:
     """A global array on every process."""
     if jax.process_count() == 1:
         return np.asarray(array)

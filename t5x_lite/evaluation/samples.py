@@ -24,8 +24,9 @@ def predict_samples(
     """Decodes the first ``count`` held-out examples: a list of {"input", "target", "prediction"}.
 
     An encoder-decoder reads the inputs; a prefix LM reads the prefix; a causal LM reads the first
-    half of the example and the other half is the target. An encoder-only model fills in the tokens
-    that are masked, where there are any; XLNet's permutations aren't shown.
+    half of the example and the other half is the target, or, of a conversation, the last answer.
+    An encoder-only model fills in the tokens that are masked, where there are any; XLNet's
+    permutations aren't shown.
     """
     batches = eval_batches(
         task,
@@ -46,10 +47,10 @@ def predict_samples(
         targets = targets * (batch["decoder_loss_weights"] > 0)
         options["bidirectional_prompts"] = True
     elif inputs is None:
-        half = (targets > 0).sum(axis=1, keepdims=True) // 2
+        begin = _continued_from(targets, batch["decoder_loss_weights"] > 0)
         place = np.arange(targets.shape[1])
-        inputs = prompts = targets * (place < half)
-        targets = targets * (place >= half)
+        inputs = prompts = targets * (place < begin)
+        targets = targets * (place >= begin) * (batch["decoder_loss_weights"] > 0)
     decoded = generate(
         model,
         params,
@@ -66,6 +67,16 @@ def predict_samples(
         for i, t, p in rows
         if (t > 0).any()
     ]
+
+
+def _continued_from(targets: np.ndarray, learnt: np.ndarray) -> np.ndarray:
+    """int [B, 1]: where the last part that is learnt begins; the middle, if everything is."""
+    real = targets > 0
+    half = real.sum(axis=1, keepdims=True) // 2
+    begins = learnt.copy()
+    begins[:, 1:] &= ~learnt[:, :-1]
+    last = (begins * np.arange(targets.shape[1])).max(axis=1, keepdims=True)
+    return np.where(last > 0, last, half)
 
 
 def _filled_in(model: Model, params: Any, batch: dict, decode: Any) -> list[dict[str, str]]:

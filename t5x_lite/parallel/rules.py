@@ -36,6 +36,7 @@ DEFAULT_RULES: dict[str, MeshAxes] = {
     "position": None,
     "norm": None,
     "head_out": None,  # of an encoder's heads
+    "lora_rank": None,
     "activation_batch": ("data", "fsdp", "expert"),
     "activation_length": "context",
     "activation_kv_length": None,  # every query sees the keys of its whole row

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from t5x_lite.training import state as state_lib
 from t5x_lite.training.goodput import shares
 from t5x_lite.training.telemetry import peak_flops
 from t5x_lite.training.trackers import duration, read_json_lines, short
+from t5x_lite.training.trainable import part
 
 
 def derived_numbers(
@@ -23,11 +25,14 @@ def derived_numbers(
     total_steps: int,
     flops: float,
     num_microbatches: int = 1,
+    trained: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Everything that follows from the configuration, by name, as it is printed."""
     devices = list(setup.mesh.devices.flat)
     c = setup.model.config
-    parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
+    parameters = _size(abstract.params)
+    own = parameters if trained is None else _size(part(abstract.params, trained))
+    share = f", {own:,} of them ({own / parameters:.2%}) are trained"
     tokens = setup.tokens_per_batch
     peak = peak_flops(devices[0])
     counted = analytic.counts(setup, abstract, num_microbatches)["memory"]
@@ -37,7 +42,7 @@ def derived_numbers(
     layers = "+".join(str(count) for count in counts if count)
     return {
         "model": f"{c.architecture}, {layers} layers, {c.embed_dim} wide, {c.num_heads} heads",
-        "parameters": f"{parameters:,}",
+        "parameters": f"{parameters:,}" + (share if own < parameters else ""),
         "task": f"{setup.task.name}: {type(setup.task.objective).__name__}, "
         f"vocabulary of {setup.task.vocabulary.size:,}",
         "features": ", ".join(
@@ -56,6 +61,10 @@ def derived_numbers(
         "model FLOPs per step": short(flops),
         "peak FLOP/s": f"{short(peak * len(devices))}" if peak else "not known for this device",
     }
+
+
+def _size(tree: Any) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:

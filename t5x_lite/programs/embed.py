@@ -1,12 +1,19 @@
 """What `infer` does with an encoder: texts in, vectors out."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import gin
 import jax
 import numpy as np
 
+from t5x_lite.data.task_data import task_data
 from t5x_lite.errors import UserError
+from t5x_lite.evaluation.metrics import sts_correlation
+from t5x_lite.evaluation.predictions import whole
+from t5x_lite.models import Model
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.setup import Setup
 from t5x_lite.training.pair_losses import ContrastiveLoss
@@ -15,7 +22,12 @@ Record = dict[str, Any]
 
 
 def embed_records(setup: Setup, params: Any, records: Sequence[Record]) -> Iterator[Record]:
-    """Yields each record {"input": text, ...} with "embedding", a list of floats of length 1.
+    """Yields each record {"input": text, ...} with "embedding"; see `embedder`."""
+    return embedder(setup, params)(records)
+
+
+def embedder(setup: Setup, params: Any) -> Callable[[Sequence[Record]], Iterator[Record]]:
+    """A function that yields records with "embedding", a list of floats of length 1.
 
     Texts become tokens as the task's anchors do, and vectors as `ContrastiveLoss` is configured to
     make them. One that is longer than lengths["anchor"] is cut, and says so: "truncated": true.
@@ -34,11 +46,9 @@ def embed_records(setup: Setup, params: Any, records: Sequence[Record]) -> Itera
         fields = dict.fromkeys(names, task.vocabulary.encode(text))
         return task.example(fields, np.random.default_rng(0), lengths)["anchor"]
 
-    @jax.jit
-    def embed(params: Any, ids: jax.Array) -> jax.Array:
-        return model.embed(params, {"encoder_input_tokens": ids}, pooling=pooling)
+    embed = _jitted(model, pooling)
 
-    def results() -> Iterator[Record]:
+    def results(records: Sequence[Record]) -> Iterator[Record]:
         for start in range(0, len(records), setup.batch_size):
             some = records[start : start + setup.batch_size]
             rows = np.zeros((setup.batch_size, length), np.int32)
@@ -46,11 +56,66 @@ def embed_records(setup: Setup, params: Any, records: Sequence[Record]) -> Itera
                 ids = tokens(record["input"], setup.lengths)
                 row[: len(ids)] = ids
             with use_mesh(setup.mesh, setup.rules):
-                vectors = np.asarray(embed(params, setup.place({"ids": rows[setup.rows]})["ids"]))
+                vectors = whole(embed(params, setup.place({"ids": rows[setup.rows]})["ids"]))
             longer = {name: length + 1 for name in setup.lengths}
             for vector, record in zip(vectors, some, strict=False):
                 cut = len(tokens(record["input"], longer)) > length
                 more = {"truncated": True} if cut else {}
                 yield record | {"embedding": vector.tolist()} | more
 
-    return results()
+    return results
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted(model: Model, pooling: str) -> Callable[[Any, jax.Array], jax.Array]:
+    """The same function for the same model: each is compiled once."""
+    return jax.jit(lambda p, ids: model.embed(p, {"encoder_input_tokens": ids}, pooling=pooling))
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class StsEvaluation:
+    """Semantic textual similarity: whether near vectors are of texts that people find alike.
+
+    table: a file of pairs with scores; None: no such evaluation. Of a sentence encoder, `train`
+      and `eval` then give sts/spearman and sts/pearson, of cosines and scores, times 100.
+    columns: of the two texts and the score.
+    names: of the table's columns, if the first row of a .tsv or .csv file is data already.
+    """
+
+    table: str | Sequence[str] | None = None
+    columns: tuple[str, str, str] = ("text_a", "text_b", "score")
+    names: Sequence[str] | None = None
+
+    @functools.cached_property
+    def _rows(self) -> list[tuple[str, str, float]]:
+        source = task_data(
+            None, self.table, None, self.names, None, None, held_out=0.0, document="line"
+        )
+        rows = []
+        for number, record in enumerate(source.split("train"), 1):
+            try:
+                first, second, score = (record[name] for name in self.columns)
+                rows.append((str(first), str(second), float(score)))
+            except KeyError as error:
+                raise UserError(
+                    f"{self.table}: no column {error}, found {', '.join(map(repr, record))}; set "
+                    "StsEvaluation.columns, or, if the file has no header, names."
+                ) from error
+            except ValueError as error:
+                raise UserError(
+                    f"{self.table}, record {number}: the score {score!r} is no number."
+                ) from error
+        if len(rows) < 2:
+            raise UserError(f"{self.table} has {len(rows)} pairs of texts, expected 2 or more.")
+        return rows
+
+    def values(self, setup: Setup, params: Any) -> dict[str, float]:
+        """{} without a table, or with a model that isn't trained on pairs."""
+        if self.table is None or "anchor" not in setup.task.objective.features:
+            return {}
+        texts = [{"input": text} for row in self._rows for text in row[:2]]
+        found = np.array([r["embedding"] for r in embedder(setup, params)(texts)])
+        scores = [score for *_, score in self._rows]
+        correlations = sts_correlation(scores, found[::2], found[1::2])
+        return {f"sts/{name}": float(value) for name, value in correlations.items()}

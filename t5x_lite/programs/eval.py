@@ -19,7 +19,6 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluation.error_page import write_error_page
 from t5x_lite.evaluation.predictions import TextEvaluation
 from t5x_lite.evaluation.results import best_step, folder_of, read_all, write
-from t5x_lite.evaluation.samples import predict_samples
 from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import TransformerConfig
 from t5x_lite.parallel import distributed
@@ -28,7 +27,7 @@ from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.recorder import say
-from t5x_lite.programs.setup import set_up
+from t5x_lite.programs.setup import Setup, set_up
 from t5x_lite.training.checkpoints import Checkpoints
 from t5x_lite.training.state import abstract_params
 from t5x_lite.training.trackers import JsonLines
@@ -89,7 +88,6 @@ def evaluate(
       UserError: no such checkpoint, or its parameters are not this model's.
     """
     setup = set_up(model, task, lengths, batch_size, mesh, pack=False)
-    abstract = abstract_params(setup.model, setup.mesh, setup.rules)
     folder = folder_of(model_dir, split)
     if watch:
         waiting = Waiting(model_dir, folder, total_steps, poll_seconds, patience_seconds)
@@ -97,31 +95,33 @@ def evaluate(
     else:
         paths = checkpoint_paths(model_dir, checkpoint)
     held_out = HeldOut(setup, batch_count, split=split, text=text)
-    log = JsonLines(epath.Path(model_dir) / "eval.jsonl")
-    results, keys = [], []
+    log, results = JsonLines(epath.Path(model_dir) / "eval.jsonl"), {}
     with use_mesh(setup.mesh, setup.rules):
-        for path in paths:
-            try:
-                params = restore_params(path, abstract, model=model)
-            except (UserError, OSError) as error:
-                if not watch or epath.Path(path).exists():
-                    raise
-                say(f"{path} is gone already ({str(error).partition(chr(10))[0]})")
-                continue
-            result, rows = _evaluate_one(held_out, params, path, confidence_samples)
-            results.append(result)
-            keys.append(_key(path))
+        for path, params in _restored(setup, paths, may_vanish=watch):
+            results[path], rows = _evaluate_one(held_out, params, path, confidence_samples)
             if distributed.is_main_process() and epath.Path(model_dir).exists():
-                log.log(result["step"], {k: v for k, v in result.items() if k != "step"})
-                _write(folder, path, result, rows)
-        if num_samples and results:
-            samples = predict_samples(setup.model, params, task, setup.lengths, count=num_samples)
-            for sample in samples:
-                say(json.dumps(sample, ensure_ascii=False))
+                log.log(results[path]["step"], _values(results[path], but=("step",)))
+                _write(folder, path, results[path], rows)
+        for sample in held_out.samples(params, num_samples) if num_samples and results else ():
+            say(json.dumps(sample, ensure_ascii=False))
     log.finish()
     if html and distributed.is_main_process():
-        write_error_page(html, folder, keys[-2:])
-    return results
+        write_error_page(html, folder, [_key(path) for path in results][-2:])
+    return list(results.values())
+
+
+def _restored(setup: Setup, paths: Iterable[str], may_vanish: bool) -> Iterator[tuple[str, Any]]:
+    """Each checkpoint with its parameters; those that a run deleted meanwhile are left out."""
+    abstract = abstract_params(setup.model, setup.mesh, setup.rules)
+    for path in paths:
+        try:
+            params = restore_params(path, abstract, model=setup.model.config)
+        except (UserError, OSError) as error:
+            if not may_vanish or epath.Path(path).exists():
+                raise
+            say(f"{path} is gone already ({str(error).partition(chr(10))[0]})")
+            continue
+        yield path, params
 
 
 def _evaluate_one(
@@ -144,8 +144,7 @@ def _evaluate_one(
 
 
 def _write(folder: epath.Path, path: str, result: dict[str, Any], more: dict[str, Any]) -> None:
-    rows = more["rows"]
-    values = {k: v for k, v in result.items() if k not in ("step", "checkpoint")}
+    rows, values = more["rows"], _values(result, but=("step", "checkpoint"))
     whole = {
         "step": result["step"],
         "checkpoint": result["checkpoint"],
@@ -157,6 +156,10 @@ def _write(folder: epath.Path, path: str, result: dict[str, Any], more: dict[str
     write(folder, _key(path), whole, rows)
     if whole["truncated"]:
         say(f"warning: {whole['truncated']} of {len(rows)} examples were cut to the lengths")
+
+
+def _values(result: dict[str, Any], but: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name not in but}
 
 
 def _key(path: str) -> str:

@@ -8,11 +8,13 @@ import jax
 from t5x_lite.data.loader import eval_batches
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.evaluation.evaluator import evaluate, unigram_baseline
+from t5x_lite.evaluation.heads import OBJECTIVES
 from t5x_lite.evaluation.metrics.base import check_installed
 from t5x_lite.evaluation.predictions import Predictor, Row, TextEvaluation
 from t5x_lite.evaluation.results import TEXT, judge
 from t5x_lite.evaluation.samples import predict_samples
 from t5x_lite.programs.early_stopping import EarlyStopping
+from t5x_lite.programs.embed import StsEvaluation
 from t5x_lite.programs.setup import Features, Setup
 from t5x_lite.training.step import make_eval_step
 
@@ -31,7 +33,7 @@ class HeldOut:
     ):
         self._setup, self._count, self._split = setup, batch_count, split
         self._text = text or TextEvaluation()
-        self._early_stopping = EarlyStopping()
+        self._early_stopping, self._sts = EarlyStopping(), StsEvaluation()
         if self._text.during_training:  # said now, not at the first evaluation
             check_installed(m for leaf, _ in setup.task.leaves for m in leaf.metrics)
         self._predictor = Predictor(
@@ -56,13 +58,16 @@ class HeldOut:
     def evaluate(self, params: Any, *, each_task: bool = True) -> dict[str, float]:
         """Metrics of tokens, and with ``each_task`` TASK/METRIC of every task of a mixture.
 
-        Then those that the tasks name, of texts: text/METRIC, or text/TASK/METRIC of a mixture.
+        Then those that the tasks name, of texts: text/METRIC, or text/TASK/METRIC of a mixture;
+        and of sentence vectors, sts/METRIC.
         """
         metrics = self._evaluate(params, None)
         if each_task and isinstance(self._setup.task, Mixture):
             for leaf, _ in self._setup.task.leaves:
                 found = self._evaluate(params, leaf)
                 metrics |= {f"{leaf.name}/{name}": value for name, value in found.items()}
+        with jax.transfer_guard("allow"):
+            metrics |= self._sts.values(self._setup, params)
         if each_task and self._text.during_training:
             metrics |= self.judge_texts(params)[0]["values"]
         return metrics
@@ -77,7 +82,8 @@ class HeldOut:
         limit = None if self._count is None else self._count * self._setup.batch_size
         several = len(self._setup.task.leaves) > 1
         for leaf, _ in self._setup.task.leaves:
-            if not leaf.metrics or self._setup.model.encoder_only:
+            headed = isinstance(leaf.objective, OBJECTIVES)
+            if not leaf.metrics or (self._setup.model.encoder_only and not headed):
                 continue
             with jax.transfer_guard("allow"):
                 found = self._predictor.predict(params, leaf, self._split, limit)
@@ -96,7 +102,10 @@ class HeldOut:
 
     def samples(self, params: Any, count: int) -> list[dict[str, str]]:
         """The first examples as text, with the model's predictions."""
-        setup = self._setup
+        setup, task = self._setup, self._setup.task.leaves[0][0]
+        if isinstance(task.objective, OBJECTIVES):
+            rows = self._predictor.predict(params, task, self._split, count)
+            return [{name: row[name] for name in ("input", "target", "prediction")} for row in rows]
         return predict_samples(setup.model, params, setup.task, setup.lengths, count=count)
 
     def unigram(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -14,9 +15,12 @@ import jax
 import numpy as np
 
 from t5x_lite import config
+from t5x_lite.data.chat import ChatTemplate, check_messages
 from t5x_lite.data.features import model_features, pad_example
+from t5x_lite.data.objectives import Chat, LastAnswer
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
+from t5x_lite.evaluation.heads import OBJECTIVES
 from t5x_lite.inference.decoding import Greedy, Method, generate
 from t5x_lite.inference.scoring import log_likelihood
 from t5x_lite.inference.weights import compress
@@ -28,10 +32,13 @@ from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.embed import embed_records
 from t5x_lite.programs.eval import checkpoint_paths
+from t5x_lite.programs.heads import answer_records
+from t5x_lite.programs.results_file import continued, fingerprint, shard, shard_name
 from t5x_lite.programs.setup import Setup, set_up
 from t5x_lite.training.state import abstract_params, key_for
 
 Record = dict[str, Any]
+BATCH_SIZE = 8
 
 
 def main(args: argparse.Namespace) -> int:
@@ -40,23 +47,36 @@ def main(args: argparse.Namespace) -> int:
     if bool(args.prompt) == bool(args.input):
         raise UserError("infer needs either --prompt TEXT (repeatable) or --input FILE.")
     records = [{"input": text} for text in args.prompt] if args.prompt else read_records(args.input)
+    records = shard(records, args.shard)
     config.require("infer")
-    results = infer(records=records, checkpoint=args.checkpoint)
-    with contextlib.ExitStack() as stack:
-        # Written beside and renamed at the end: an interrupted run leaves no half a result.
-        out = sys.stdout
-        if args.output:
-            out = stack.enter_context(open(args.output + ".tmp", "w", encoding="utf-8"))
-        for result in results:
-            print(json.dumps(result, ensure_ascii=False), file=out, flush=True)
-    if args.output:
-        os.replace(args.output + ".tmp", args.output)
-        print(f"{len(records):,} records written to {args.output}", file=sys.stderr)
+    [path] = checkpoint_paths(config.evaluate("infer.model_dir"), args.checkpoint)
+    if not args.output:
+        for result in infer(records=records, checkpoint=path):
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+        return 0
+    output = shard_name(args.output, args.shard)
+    if args.shard and os.path.exists(output) and not args.overwrite:
+        raise UserError(f"{output} exists already; give --overwrite or another name")
+    key = fingerprint(records, path, gin.config_str())
+    with continued(output, key, _batch_size()) as (file, done):
+        for result in infer(records=records, checkpoint=path, first=done):
+            print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
+    again = f" ({done:,} of them by an earlier call)" if done else ""
+    print(f"{len(records):,} records written to {output}{again}", file=sys.stderr)
     return 0
+
+
+def _batch_size() -> int:
+    try:
+        return config.evaluate("infer.batch_size")
+    except UserError:
+        return BATCH_SIZE
 
 
 def read_records(path: str) -> list[Record]:
     """Reads text lines, or JSON lines with an "input" (and perhaps a "target"); "-" is stdin.
+
+    A record may have "messages" of a chat in the place of "input".
 
     Raises:
       UserError: no such file, invalid UTF-8 or JSON, a record without "input", or no record.
@@ -76,7 +96,12 @@ def read_records(path: str) -> list[Record]:
             record = json.loads(line) if is_json else {"input": line}
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number} is no JSON ({error}); line 1 was.") from error
-        if not isinstance(record, dict) or not isinstance(record.get("input"), str):
+        if isinstance(record, dict) and "messages" in record:
+            try:
+                check_messages(record["messages"])
+            except UserError as error:
+                raise UserError(f"{path}:{number}: {error}.") from error
+        elif not isinstance(record, dict) or not isinstance(record.get("input"), str):
             raise UserError(f'{path}:{number} has no text under "input": found {line[:60]!r}.')
         records.append(record)
     if not records:
@@ -84,7 +109,7 @@ def read_records(path: str) -> list[Record]:
     return records
 
 
-@gin.configurable(module="t5x_lite", denylist=["records", "checkpoint"])
+@gin.configurable(module="t5x_lite", denylist=["records", "checkpoint", "first"])
 def infer(
     *,
     model_dir: str,
@@ -93,38 +118,46 @@ def infer(
     lengths: Mapping[str, int],
     records: Sequence[Record],
     mesh: MeshConfig | None = None,
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
     method: Method | None = None,
     max_new_tokens: int | None = None,
     weights: str = "float32",
     seed: int = 0,
     checkpoint: str = "latest",
+    first: int = 0,
 ) -> Iterator[Record]:
     """Yields each record with "prediction" and "score" (log-probability), best first if several.
 
-    A record with a "target" gets "target_log_likelihood" too. Inputs that are longer than
+    A record with a "target" gets "target_log_likelihood" too. Of one with "choices", a list of
+    texts, the prediction is the most probable of them; "choice_scores" has all their
+    log-probabilities, EOS included. Inputs that are longer than
     lengths["inputs"] are cut, and say so with "truncated": true. Of an encoder-only model, each
-    with its "embedding" (see `embed_records`).
+    with its "embedding" (see `embed_records`) or what its head says (see `answer_records`).
 
     Args:
-      records: {"input": text, ...}; other keys are passed through.
+      records: {"input": text, ...}; other keys are passed through. Of a task of conversations, the
+        text is what a user says, or there are "messages" instead, that end with a user's.
       method: Greedy() (the default), Sample(...), BeamSearch(...) or Lookup(...).
       max_new_tokens: None: the length of the task's targets.
       weights: how they are kept in memory: "float32", "bfloat16" or "int8".
+      first: the first record that is still to do, a multiple of batch_size.
     """
     setup = set_up(model, task, lengths, batch_size, mesh, pack=False)
     abstract = abstract_params(setup.model, setup.mesh, setup.rules)
     [path] = checkpoint_paths(model_dir, checkpoint)
     params = restore_params(path, abstract, model=model)
     if setup.model.encoder_only:
-        return embed_records(setup, params, records)
+        headed = isinstance(task.objective, OBJECTIVES)
+        return (answer_records if headed else embed_records)(setup, params, records[first:])
     with use_mesh(setup.mesh, setup.rules):
+        merged, params = setup.model.merged(params)
+        setup = dataclasses.replace(setup, model=merged)
         params = compress(params, weights)
     new_tokens = max_new_tokens or setup.lengths["targets"]
 
     def results() -> Iterator[Record]:
         with use_mesh(setup.mesh, setup.rules):
-            for start in range(0, len(records), batch_size):
+            for start in range(first, len(records), batch_size):
                 some = records[start : start + batch_size]
                 rng = jax.random.fold_in(key_for(seed, "sampling"), start)
                 yield from _complete(setup, params, some, method or Greedy(), new_tokens, rng)
@@ -139,9 +172,16 @@ def _complete(
     has_encoder = setup.model.config.has_encoder
     eos = [vocabulary.eos_id] if has_encoder else []
     limit = setup.lengths.get("inputs", setup.lengths["targets"])
-    ids = [np.append(vocabulary.encode(r["input"]), eos).astype(np.int32) for r in records]
+    template = template_of(setup.task)
+    ids = [np.append(_prompt(r, template, setup.task), eos).astype(np.int32) for r in records]
     # A prompt is continued, so its end is what counts; an input is read from its beginning.
     cut = [x[:limit] if has_encoder else x[-limit:] for x in ids]
+    chosen = _choices(setup, params, records, cut)
+    if len(chosen) == len(records):
+        for i, record in enumerate(records):
+            cut_off = {"truncated": True} if len(ids[i]) > limit else {}
+            yield record | chosen[i] | cut_off
+        return
     inputs = _pad(cut, setup.batch_size, limit if has_encoder else _round_up(cut, limit))
     if has_encoder:
         batch = {"encoder_input_tokens": setup.place({"x": inputs[setup.rows]})["x"]}
@@ -156,12 +196,14 @@ def _complete(
         max_new_tokens=new_tokens,
         prompts=prompts,
         rng=rng,
-        eos_id=vocabulary.eos_id,
+        eos_id=template.stop_id(vocabulary) if template else vocabulary.eos_id,
     )
     tokens, scores = np.asarray(decoded.tokens), np.asarray(decoded.scores)
     likelihoods = _target_likelihoods(setup, params, records, cut)
     for i, record in enumerate(records):
         texts = [vocabulary.decode(row) for row in tokens[i]]
+        if template:
+            texts = [template.answer(text) for text in texts]
         result = record | {"prediction": texts[0], "score": float(scores[i, 0])}
         if len(texts) > 1:
             rest = zip(texts, scores[i], strict=True)
@@ -170,7 +212,54 @@ def _complete(
             result["truncated"] = True
         if i in likelihoods:
             result["target_log_likelihood"] = likelihoods[i]
-        yield result
+        yield result | chosen.get(i, {})
+
+
+def _choices(
+    setup: Setup, params: Any, records: Sequence[Record], inputs: list[np.ndarray]
+) -> dict[int, Record]:
+    """What the records with "choices" get, by their place."""
+    pairs, scores = [], []
+    for i, record in enumerate(records):
+        found = record.get("choices", [])
+        if "choices" in record and not (
+            isinstance(found, list) and found and all(isinstance(c, str) for c in found)
+        ):
+            raise UserError(f'"choices" is {found!r:.60}, expected a list of one or more texts.')
+        pairs += [(i, choice) for choice in found]
+    for start in range(0, len(pairs), setup.batch_size):
+        some = pairs[start : start + setup.batch_size]
+        given = [inputs[i] for i, _ in some]
+        values = _target_likelihoods(setup, params, [{"target": c} for _, c in some], given)
+        scores += [values[place] for place in range(len(some))]
+    results: dict[int, Record] = {}
+    for i in dict.fromkeys(i for i, _ in pairs):
+        mine = [(score, c) for (j, c), score in zip(pairs, scores, strict=True) if j == i]
+        best = max(mine, key=lambda pair: pair[0])
+        results[i] = {
+            "prediction": best[1],
+            "score": best[0],
+            "choice_scores": [score for score, _ in mine],
+        }
+    return results
+
+
+def template_of(task: Task | Mixture) -> ChatTemplate | None:
+    """That of a task of conversations."""
+    leaf = task.leaves[0][0]
+    holders = (leaf.objective, *leaf.preprocessors)
+    return next((h.template for h in holders if isinstance(h, Chat | LastAnswer)), None)
+
+
+def _prompt(record: Record, template: ChatTemplate | None, task: Task | Mixture) -> np.ndarray:
+    if template is None and "messages" in record:
+        raise UserError(f"infer got messages, and task {task.name} isn't one of conversations.")
+    if template is None:
+        return task.vocabulary.encode(record["input"])
+    messages = record.get("messages") or [{"role": "user", "content": record["input"]}]
+    if isinstance(task.objective, Chat):
+        return template.prompt_ids(messages, task.vocabulary)
+    return task.vocabulary.encode(template.prompt(messages))
 
 
 def _target_likelihoods(

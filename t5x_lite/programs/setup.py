@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from t5x_lite.data.features import feature_lengths
+from t5x_lite.data.objectives.heads import check_labels
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model, TransformerConfig
@@ -106,6 +107,8 @@ def set_up(
             f"{model.vocab_size}: set TransformerConfig.vocab_size to at least {vocabulary_size} "
             f"(a multiple of 128 is fast: {math.ceil(vocabulary_size / 128) * 128})."
         )
+    if model.architecture == "encoder_only":
+        check_labels([leaf for leaf, _ in task.leaves], model.num_labels)
     sizes = feature_lengths(dict(lengths), model.architecture, objective.features, bool(pack))
     longest = max(sizes.values())
     if model.positions == "learned" and longest > model.max_positions:

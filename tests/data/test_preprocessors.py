@@ -87,6 +87,31 @@ def test_few_shot_prompts():
         FewShot(SHOTS, count=6)
 
 
+def test_few_shots_of_the_training_split_go_through_the_same_template():
+    source = InMemory([{"q": f"{i}"} for i in range(40)], held_out=0.5)
+    twice = lambda r: {"inputs": f"in {r['q']}", "targets": r["q"] * 2} if r["q"] != "7" else None  # noqa: E731
+    few = FewShot(source, 3, shot="{inputs}={targets}", query="{inputs}=", separator=";",
+                  split="train", templates=(twice,))  # fmt: skip
+    train = {r["q"] for r in source.split("train")}
+    seen = set()
+    for record in source:
+        if (made := twice(record)) is None:
+            continue
+        *shots, query = few(made)["inputs"].split(";")
+        assert query == f"in {record['q']}=" and len(set(shots)) == 3
+        numbers = {shot.removeprefix("in ").partition("=")[0] for shot in shots}
+        assert shots == [f"in {n}={n * 2}" for n in (s[3:].partition("=")[0] for s in shots)]
+        assert numbers <= train - {record["q"], "7"}
+        seen |= numbers
+    assert seen == train - {"7"} and len(train) < 40
+    assert repr(few) != repr(FewShot(source, 3, shot="{inputs}={targets}", query="{inputs}=",
+                                     separator=";"))  # fmt: skip
+    with pytest.raises(UserError, match="a list of shots has no splits"):
+        FewShot(SHOTS, 1, split="train")
+    with pytest.raises(UserError, match="no split 'trian'"):
+        FewShot(source, 1, split="trian")
+
+
 @given(st.text(max_size=60), st.integers(1, 12), st.data())
 def test_chunks_cover_the_text(text, length, data):
     overlap = data.draw(st.integers(0, length - 1))

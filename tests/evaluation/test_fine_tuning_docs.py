@@ -24,6 +24,10 @@ REVIEWS = "".join(
 )
 
 
+def talk(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}, {"role": "assistant", "content": "Hello."}]
+
+
 def commands() -> list[list[str]]:
     blocks = re.findall(r"```bash\n(.*?)```", DOCUMENT, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
@@ -39,6 +43,7 @@ def folder(tmp_path, monkeypatch):
     files = {
         "reviews.tsv": "text\tstars\n" + REVIEWS,
         "tinyshakespeare/input.txt": lines,
+        "talks.jsonl": "".join(json.dumps({"messages": talk(text)}) + "\n" for text in texts),
         **{f"multi30k/{s}.{lang}.gz": lines for s in ("train", "val", "test_2016_flickr")
            for lang in ("en", "de")},
         **{f"cola/in_domain_{s}.tsv": "".join(f"x\t{i % 2}\t\t{t}\n" for i, t in enumerate(texts))
@@ -57,7 +62,7 @@ def test_every_command_that_trains_is_put_together():
     for package in ("sklearn", "sacrebleu"):
         pytest.importorskip(package, reason=f"needs {package}")
     found = [cli.parse_args(words) for words in commands() if words[0] == "train"]
-    assert len(found) == 6
+    assert len(found) == 9
     for args in found:
         with config.fresh():
             more = [] if "shakespeare" in str(args) else ["Task.vocabulary=@ByteVocabulary()"]
@@ -69,7 +74,25 @@ def test_every_command_that_trains_is_put_together():
             )
             setup = set_up(model, task, lengths, size, pack=False)
             batch = next(HeldOut(setup, 1).batches())
-            assert (batch["decoder_loss_weights"] > 0).any() and task.metrics
+            learnt = batch.get("decoder_loss_weights", batch.get("encoder_label"))
+            assert (learnt > 0).any() and (task.metrics or "chat" in str(args.gin_file))
+
+
+def test_few_shots_are_of_the_training_split_in_the_tasks_template():
+    [block] = [b for b in re.findall(r"```gin\n(.*?)```", DOCUMENT, flags=re.DOTALL) if "Shot" in b]
+    data = [f"{name}='cola/in_domain_{split}.tsv'"
+            for name, split in (("DATA", "train"), ("VALIDATION_DATA", "dev"))]  # fmt: skip
+    config.register_all()
+    Path("few.gin").write_text('include "recipes/finetune_cola.gin"\n' + block)
+    config.parse(["few.gin"], [*data, "Task.vocabulary=@ByteVocabulary()"], root="train.task")
+    task = config.evaluate("train.task")
+    record = task.record(task.source.split("validation"), 3)
+    *shots, query = record["inputs"].split("\n\n")
+    assert query == "cola sentence: the dog 3 jumps over it\n" and len(shots) == 4
+    for shot in shots:
+        sentence, answer = shot.split("\n")
+        number = int(sentence.removeprefix("cola sentence: the dog ").split()[0])
+        assert number != 3 and answer == ["unacceptable", "acceptable"][number % 2]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import tiny
 
 from t5x_lite import config, gin_files
 from t5x_lite.data.loader import BatchLoader
+from t5x_lite.data.objectives import Classes, Span, Tags
 from t5x_lite.data.source import Source
 from t5x_lite.data.templates import Classify, space_punctuation
 from t5x_lite.data.tfds_source import Tfds
@@ -156,6 +157,9 @@ TASKS = {
     "lambada": ({"passage": "He saw the dog\n"}, "He saw the", "dog"),
     "text_pairs": ({"inputs": "a", "targets": "b"}, "a", "b"),
 }  # fmt: skip
+HEADS = {name: "classes" for name in TASKS if name.startswith(("glue/", "super_glue/"))}
+HEADS = {k: v for k, v in HEADS.items() if k not in ("super_glue/copa", "super_glue/record")}
+HEADS |= {"ag_news": "classes", "conll2003": "tags", "squad": "span", "squad_v2": "span"}
 MIXTURES = {"glue": 8, "super_glue": 8}
 LANGUAGE_MODELS = ("wikitext", "tiny_shakespeare", "python_library_lm")
 # Pretraining, which has tests of its own; supervised.gin is a part of the others.
@@ -169,17 +173,18 @@ def fresh_config():
         yield
 
 
-def read_task(name: str, *bindings: str):
-    config.parse(["runs/base.gin", f"tasks/{name}.gin"], bindings, root="train.task")
+def read_task(name: str, *bindings: str, head: str | None = None):
+    more = [f"heads/{head}.gin"] if head else []
+    config.parse(["runs/base.gin", f"tasks/{name}.gin", *more], bindings, root="train.task")
     return config.evaluate("train.task")
 
 
-def local_task(name: str, folder, record: dict, count: int = 3):
+def local_task(name: str, folder, record: dict, count: int = 3, head: str | None = None):
     path = folder / "mock.jsonl"
     path.write_text("".join(json.dumps(record | {"number": i}) + "\n" for i in range(count)))
-    return read_task(
-        name, "VOCABULARY=@ByteVocabulary()", f"DATA='{path}'", "task_data.held_out=0.0"
-    )
+    held_out = "task_data.held_out=0.0"
+    bindings = ("VOCABULARY=@ByteVocabulary()", f"DATA='{path}'", held_out)
+    return read_task(name, *bindings, head=head)
 
 
 @functools.cache
@@ -188,21 +193,35 @@ def training(architecture: str):
     if architecture == "encoder_decoder":
         model = dataclasses.replace(tiny.T5, num_encoder_layers=1, num_decoder_layers=1)
         task, lengths = dataclasses.replace(tiny.task(), objective=tiny.tl.TextToText()), LENGTHS
-    else:
+    elif architecture == "decoder_only":
         model = dataclasses.replace(tiny.LM, num_decoder_layers=1)
         task, lengths = tiny.task(tiny.tl.CausalLM()), {"targets": 64}
+    else:
+        head, labels, objective, lengths = {
+            "classes": ("classes", 4, Classes(), {"inputs": 96, "types": 96, "label": 1}),
+            "number": ("classes", 1, Classes(), {"inputs": 96, "types": 96, "label": 1}),
+            "tags": ("tags", 9, Tags(), {"inputs": 96, "tags": 96}),
+            "span": ("span", 0, Span(), {"inputs": 96, "types": 96, "span": 2}),
+        }[architecture]
+        heads = {"encoder_heads": (head,), "num_labels": labels}
+        model = dataclasses.replace(tiny.BERT, **heads)
+        task = tiny.task(objective)
     device = jax.devices()[:1]
-    setup = set_up(model, task, lengths, 2, MeshConfig(), pack=False, devices=device)
+    # The tasks have fewer labels than the model that they share here.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("t5x_lite.programs.setup.check_labels", lambda *_: None)
+        setup = set_up(model, task, lengths, 2, MeshConfig(), pack=False, devices=device)
     built = build(setup, AdamW(schedule=constant(rate=1e-2)))
     state = jax.device_get(init_state(Model(model), built.transform, built.abstract, 0))
     return setup, state, built.step
 
 
-def train_a_step(task, architecture: str = "encoder_decoder") -> None:
+def train_a_step(task, architecture: str = "encoder_decoder", lengths=None) -> None:
     setup, state, step = training(architecture)
     loader = BatchLoader(
-        task, lengths=setup.lengths, batch_size=2, seed=0, architecture=architecture, pack=False
-    )
+        task, lengths=lengths or setup.lengths, batch_size=2, seed=0, pack=False,
+        architecture=setup.architecture,
+    )  # fmt: skip
     placed = jax.device_put(state, jax.devices()[0])
     after, metrics = step(placed, setup.place(next(loader).features))
     assert np.isfinite(metrics["loss"]) and metrics["target_tokens"] > 0
@@ -216,7 +235,7 @@ def test_every_task_is_tested():
         for name in gin_files.gin_files_under(gin_files.shipped_gin_configs())
         if name.startswith("tasks/")
     }
-    assert shipped == {*TASKS, *MIXTURES, *LANGUAGE_MODELS, *OTHERS, "multi30k_en_de"}
+    assert shipped == {*TASKS, *MIXTURES, *LANGUAGE_MODELS, *OTHERS, "multi30k_en_de", "chat"}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -227,6 +246,17 @@ def test_a_task_writes_its_prompts_and_trains(name, tmp_path):
     assert task.record(records, 0) == {"inputs": inputs, "targets": targets} | dict(*more)
     assert task.metrics and all(hasattr(metric, "uses") for metric in task.metrics)
     train_a_step(task)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_task_with_a_head_learns_its_labels(name, tmp_path):
+    record = TASKS[name][0]
+    if name == "glue/ax":
+        record = record | {"label": 1}  # it has no labels of its own
+    task = local_task(name, tmp_path, record, head=HEADS[name])
+    made = task.record(task.source.split("train"), 0)
+    assert made.items() >= {"inputs": TASKS[name][1]}.items()
+    train_a_step(task, "number" if name == "glue/stsb" else HEADS[name])
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -249,6 +279,17 @@ def test_a_mixture_holds_its_tasks(name):
     assert len(names) == MIXTURES[name] and all(n.startswith(f"{name}_") for n in names)
 
 
+def test_a_task_behind_a_recipe_takes_the_place_of_its_own(tmp_path):
+    """And what is written down of it can be read again."""
+    files = ["recipes/finetune_classes.gin", "tasks/conll2003.gin", "heads/tags.gin"]
+    config.parse(files, ["DATA='x'", "VOCABULARY=@ByteVocabulary()"], root="train")
+    (tmp_path / "config.gin").write_text(text := config.config_text())
+    assert "cola" not in text and "conll2003/Task.name" in text
+    config.parse([str(tmp_path / "config.gin")], root="train")
+    assert config.evaluate("train.task").name == "conll2003"
+    assert config.evaluate("train.model").encoder_heads == ("tags",)
+
+
 def test_multi30k_from_its_folder(tmp_path):
     for split in ("train", "val", "test_2016_flickr"):
         for language in ("en", "de"):
@@ -269,6 +310,16 @@ def test_multi30k_from_its_folder(tmp_path):
     wrong = read_task("multi30k_en_de", *bindings, "parallel_folder.train='training'")
     with pytest.raises(UserError, match=r"no training.en or .* which holds test_2016_flickr.de"):
         wrong.source.split("train")
+
+
+def test_conversations_train_a_language_model(tmp_path):
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    (tmp_path / "talks.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    task = read_task(
+        "chat", "VOCABULARY=@ByteVocabulary()", f"DATA='{tmp_path}/talks.jsonl'",
+        "conversations.held_out=0.0", "TEMPLATE='plain'",
+    )  # fmt: skip
+    train_a_step(task, "decoder_only", {"targets": 64, "learnt": 64})
 
 
 def test_language_models_from_their_files(tmp_path):

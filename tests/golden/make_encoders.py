@@ -31,10 +31,14 @@ BERT = dict(
     attention_probs_dropout_prob=0.0,
 )  # fmt: skip
 XLNET = dict(vocab_size=V, d_model=20, n_layer=2, n_head=4, d_inner=28, dropout=0.0)
+HEADED = BERT | dict(num_hidden_layers=1)
 MODELS = {
     "bert": (hf.BertForPreTraining, hf.BertConfig, BERT),
     "bert_masked": (hf.BertForMaskedLM, hf.BertConfig, BERT | dict(hidden_act="gelu_new")),
     "bert_body": (hf.BertModel, hf.BertConfig, BERT | dict(num_hidden_layers=1)),
+    "bert_classes": (hf.BertForSequenceClassification, hf.BertConfig, HEADED | dict(num_labels=3)),
+    "bert_tags": (hf.BertForTokenClassification, hf.BertConfig, HEADED | dict(num_labels=5)),
+    "bert_span": (hf.BertForQuestionAnswering, hf.BertConfig, HEADED),
     "xlnet": (hf.XLNetLMHeadModel, hf.XLNetConfig, XLNET),
 }
 
@@ -50,7 +54,8 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
-        outputs = permuted(model) if name == "xlnet" else masked(model)
+        measure = permuted if name == "xlnet" else masked
+        outputs = (headed if settings is HEADED or "num_labels" in settings else measure)(model)
         np.savez_compressed(folder / "outputs.npz", **outputs)
         print(name, sum(f.stat().st_size for f in folder.iterdir()), "bytes")
     wordpiece()
@@ -118,6 +123,44 @@ def masked(model) -> dict[str, np.ndarray]:
         labels = torch.tensor([0, 1, -100, 0])
         losses.append(cross_entropy(out.seq_relationship_logits, labels))
     return found | measured(model, arrays, losses)
+
+
+def headed(model) -> dict[str, np.ndarray]:
+    """A head's logits; and its loss, of the rows without padding, which theirs looks at, too."""
+    rng = np.random.default_rng(3)
+    found = batch(rng)
+    segments = found["encoder_segment_ids"]
+    found["encoder_types"] = rng.integers(0, 3, segments.shape) * (segments > 0)
+    (B, S), whole = segments.shape, [0, 3]
+    if isinstance(model, hf.BertForQuestionAnswering):
+        found["encoder_span"] = np.zeros((B, 2), int)
+        found["encoder_span"][whole] = [[5, 9], [1, 1]]
+    elif isinstance(model, hf.BertForTokenClassification):
+        chosen = (rng.random((B, S)) < 0.4) & np.isin(np.arange(B), whole)[:, None]
+        found["encoder_tags"] = np.where(chosen, rng.integers(1, 6, (B, S)), 0)
+    else:
+        found["encoder_label"] = np.array([[3], [0], [0], [1]])
+    seen = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
+    mask = torch.where(torch.tensor(seen), 0.0, torch.finfo(torch.float32).min)[:, None]
+    labels = {}
+    if "encoder_span" in found:  # theirs leaves out what is beyond the row
+        first, last = np.where(found["encoder_span"] > 0, found["encoder_span"] - 1, S).T
+        labels = {"start_positions": torch.tensor(first), "end_positions": torch.tensor(last)}
+    else:
+        given = found["encoder_tags"] if "encoder_tags" in found else found["encoder_label"][:, 0]
+        labels["labels"] = torch.tensor(np.where(given > 0, given - 1, -100))
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.tensor(found["encoder_input_tokens"]), attention_mask=mask,
+            position_ids=torch.tensor(found["encoder_positions"]),
+            token_type_ids=torch.tensor(found["encoder_types"]), **labels,
+        )  # fmt: skip
+    if "encoder_span" in found:
+        found["span_logits"] = torch.stack([out.start_logits, out.end_logits], -1).numpy()
+    else:
+        name = "tag_logits" if "encoder_tags" in found else "class_logits"
+        found[name] = out.logits.numpy()
+    return found | {"losses": np.array([out.loss.item()], np.float32)}
 
 
 def permuted(model) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import tiny
@@ -78,6 +79,67 @@ def test_infer_from_prompts_text_and_json_lines(run, folder, capsys):
     assert "target_log_likelihood" not in second
     assert cli.main([*base, "--input=in.jsonl", "--output=out.jsonl"]) == 2
     assert "exists already; give --overwrite" in capsys.readouterr().err
+
+
+def test_infer_goes_on_where_it_was_interrupted(run, folder, monkeypatch, capsys):
+    texts = [f"the {i} <extra_id_0> fox" for i in range(20)]
+    (folder / "many.txt").write_text("\n".join(texts))
+    base = ["infer", "--gin_file=run/config.gin", "--input=many.txt", "--gin.infer.seed=5",
+            "--gin.infer.method=@Sample()"]  # fmt: skip
+    assert cli.main([*base, "--output=whole.jsonl"]) == 0
+    whole = (folder / "whole.jsonl").read_text()
+
+    written = []
+
+    def interrupted(*arguments, **options):
+        written.append(1)
+        if len(written) == 13:
+            raise KeyboardInterrupt
+        return json.dumps(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("t5x_lite.programs.infer.json", types.SimpleNamespace(dumps=interrupted))
+        assert cli.main([*base, "--output=parts.jsonl"]) == 130
+    [begun] = folder.glob("parts.jsonl.*.tmp")
+    assert len(begun.read_text().splitlines()) == 12
+    with open(begun, "a") as file:
+        file.write('{"half a li')
+    assert cli.main([*base, "--output=parts.jsonl"]) == 0
+    assert "20 records written to parts.jsonl (8 of them by an earlier call)" in (
+        capsys.readouterr().err
+    )
+    assert (folder / "parts.jsonl").read_text() == whole
+    # What was begun with other settings isn't gone on with.
+    begun.write_text(whole[: len(whole) // 2])
+    assert cli.main([*base, "--output=parts.jsonl", "--overwrite", "--gin.infer.seed=6"]) == 0
+    assert "earlier call" not in capsys.readouterr().err
+    assert (folder / "parts.jsonl").read_text() != whole
+    assert not list(folder.glob("parts.jsonl.*.tmp"))
+
+
+def test_infer_takes_a_shard_and_chooses(run, folder, capsys):
+    records = [{"input": f"the {i}", "choices": ["fox", "dog", "lazy dog"]} for i in range(5)]
+    records[3] = {"input": "the 3"}
+    (folder / "choices.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    base = ["infer", "--gin_file=run/config.gin", "--input=choices.jsonl"]
+    assert cli.main([*base, "--output=chosen.jsonl", "--shard=1/2"]) == 0
+    found = [
+        json.loads(line)
+        for line in (folder / "chosen-00001-of-00002.jsonl").read_text().splitlines()
+    ]
+    assert [r["input"] for r in found] == ["the 1", "the 3"]
+    scores = found[0]["choice_scores"]
+    assert found[0]["score"] == max(scores) < 0
+    assert found[0]["prediction"] == records[1]["choices"][scores.index(max(scores))]
+    assert "choice_scores" not in found[1] and found[1]["score"] <= 0
+    # The same number as the log-likelihood of a target.
+    (folder / "one.jsonl").write_text(json.dumps({"input": "the 1", "target": "dog"}))
+    assert cli.main(["infer", "--gin_file=run/config.gin", "--input=one.jsonl"]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["target_log_likelihood"] == pytest.approx(scores[1], abs=1e-4)
+    for wrong, message in (("2/2", "expected I/N"), ("9/10", "5 records is empty")):
+        assert cli.main([*base, f"--shard={wrong}"]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_beam_search_and_sampling_from_gin(run, capsys):

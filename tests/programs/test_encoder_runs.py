@@ -2,26 +2,27 @@
 
 import dataclasses
 
+import gin
+import jax
 import numpy as np
 import pytest
 import tiny
 
-import t5x_lite as tl
+from t5x_lite import config
 from t5x_lite.data.objectives import DropoutPairs, NextSentence
 from t5x_lite.errors import UserError
+from t5x_lite.evaluation.metrics import sts_correlation
 from t5x_lite.interop.pretrained import restore_params
-from t5x_lite.programs.embed import embed_records
+from t5x_lite.parallel.rules import use_mesh
+from t5x_lite.programs.embed import StsEvaluation, embed_records
+from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.setup import set_up
 from t5x_lite.programs.train import train
 from t5x_lite.training.state import abstract_params
 
-BERT = tl.TransformerConfig(
-    vocab_size=384, embed_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_decoder_layers=0,
-    num_encoder_layers=1, architecture="encoder_only", norm="layer", norm_placement="post",
-    embedding_norm=True, positions="learned", max_positions=64, token_types=2, use_bias=True,
-    scale_attention=True, tied_embeddings=True, scale_tied_logits=False, init_std=0.05,
-    mlp_activations=("gelu_exact",), encoder_heads=("masked_lm", "pooler", "next_sentence"),
-    dropout_rate=0.1, dtype="float32",
+BERT = dataclasses.replace(
+    tiny.BERT, encoder_heads=("masked_lm", "pooler", "next_sentence"), dropout_rate=0.1,
+    max_positions=64,
 )  # fmt: skip
 BODY = dataclasses.replace(BERT, encoder_heads=())
 
@@ -56,3 +57,27 @@ def test_infer_says_what_an_encoder_is_for():
     setup = set_up(BERT, tiny.task(NextSentence()), PAIRS, 8, pack=False)
     with pytest.raises(UserError, match="found NextSentence: set Task.objective"):
         embed_records(setup, {}, [{"input": "x"}])
+
+
+def test_a_sentence_encoder_is_judged_by_what_people_find_alike(tmp_path):
+    """STS during training and in `eval`, where both ask `HeldOut`."""
+    rows = [("a dog", "the dog", 4.5), ("a dog", "brown fox", 1.0), ("jumps", "jumped over", 3.0)]
+    (tmp_path / "sts.tsv").write_text("".join(f"{a}\t{b}\t{score}\n" for a, b, score in rows))
+    body = dataclasses.replace(BODY, dropout_rate=0.0)
+    setup = set_up(body, tiny.task(DropoutPairs()), {"anchor": 48, "positive": 48}, 8, pack=False)
+    with config.fresh(), use_mesh(setup.mesh, setup.rules):
+        gin.bind_parameter("StsEvaluation.table", str(tmp_path / "sts.tsv"))
+        gin.bind_parameter("StsEvaluation.names", ["text_a", "text_b", "score"])
+        params = jax.jit(setup.model.init)(jax.random.key(0))
+        found = HeldOut(setup, 1).evaluate(params)
+    assert np.isfinite(found["loss"])
+    texts = [{"input": text} for row in rows for text in row[:2]]
+    vectors = np.array([r["embedding"] for r in embed_records(setup, params, texts)])
+    wanted = sts_correlation([row[2] for row in rows], vectors[::2], vectors[1::2])
+    assert {k: v for k, v in found.items() if k.startswith("sts/")} == {
+        f"sts/{name}": pytest.approx(value) for name, value in wanted.items()
+    }
+    assert StsEvaluation().values(setup, params) == {}
+    wrong = StsEvaluation(str(tmp_path / "sts.tsv"), names=["a", "b", "score"])
+    with pytest.raises(UserError, match="no column 'text_a', found 'a', 'b', 'score'"):
+        wrong.values(setup, params)

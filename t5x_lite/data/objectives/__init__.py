@@ -7,9 +7,11 @@
   fim.py          fill-in-the-middle, for code
   masked.py       BERT's masked LM, next sentence, ALBERT's sentence order; ELECTRA's detection
   permutation.py  XLNet's permutation LM
+  chat.py         conversations, of which answers are learnt
+  heads.py        a task's labels, for the heads of an encoder: classes, tags, spans
   contrastive.py  pairs for sentence embeddings: SimCSE's, and given ones
 
-Those of the first five make "inputs" and "targets" for an encoder-decoder or decoder-only model;
+Those of the first six make "inputs" and "targets" for an encoder-decoder or decoder-only model;
 the others make features for the architecture "encoder_only" (features.py).
 """
 
@@ -20,9 +22,11 @@ from t5x_lite.data.objectives.base import (
     finish_example,
     split_documents,
 )
+from t5x_lite.data.objectives.chat import Chat, LastAnswer
 from t5x_lite.data.objectives.contrastive import DropoutPairs, GivenPairs
 from t5x_lite.data.objectives.denoisers import UL2, Denoiser
 from t5x_lite.data.objectives.fim import FillInTheMiddle, fill_in_the_middle, undo_middle
+from t5x_lite.data.objectives.heads import Classes, Span, Tags
 from t5x_lite.data.objectives.lm import CausalLM, PrefixLM, TextToText, random_prefix_mask
 from t5x_lite.data.objectives.masked import (
     MaskedLM,
@@ -50,11 +54,14 @@ from t5x_lite.data.objectives.span import (
 __all__ = [
     "UL2",
     "CausalLM",
+    "Chat",
+    "Classes",
     "Denoiser",
     "DropoutPairs",
     "Example",
     "FillInTheMiddle",
     "GivenPairs",
+    "LastAnswer",
     "Lengths",
     "MaskedLM",
     "NextSentence",
@@ -63,7 +70,9 @@ __all__ = [
     "PrefixLM",
     "ReplacedTokens",
     "SentenceOrder",
+    "Span",
     "SpanCorruption",
+    "Tags",
     "TextToText",
     "fill_in_the_middle",
     "finish_example",

@@ -20,9 +20,11 @@ class Objective(Protocol):
     document_eos: whether each document gets EOS before documents are concatenated.
     append_eos: whether each feature gets EOS (`finish_example`).
 
-    It may have two attributes more:
+    It may have three attributes more:
     reads: keys of a record that is an example, if they aren't the features'.
     document(tokens, rng, vocabulary) -> tokens: changes a document before it is concatenated.
+    tokens(record, vocabulary) -> {name: int32 [n]}: of a record that isn't plain texts under the
+      names in `reads`, those arrays.
     """
 
     features: ClassVar[tuple[str, ...]]

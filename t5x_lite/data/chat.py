@@ -1,0 +1,271 @@
+"""Conversations as text: messages, the template that marks who speaks, and what is learnt of them.
+
+A message is {"role": "system" | "user" | "assistant", "content": text}: perhaps a system message,
+then users and assistants in turns. An exchange is a user's message and the answer to it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gin
+import numpy as np
+
+from t5x_lite.errors import UserError, did_you_mean
+
+Message = dict[str, str]
+ROLES = ("system", "user", "assistant")
+_SHARE_GPT = {"system": "system", "human": "user", "gpt": "assistant"}
+# What may be a special token of a vocabulary, in the text of a template.
+_SPECIAL = re.compile(r"(<[^<>\s]+>|\[[A-Z_/]+\])")
+_CHATML = "<|im_start|>{}\n{{content}}{}\n"
+_LLAMA3 = "<|start_header_id|>{}<|end_header_id|>\n\n{{content}}{}"
+_GEMMA = "<start_of_turn>{}\n{{content}}{}\n"
+TEMPLATES: dict[str, dict[str, Any]] = {
+    "chatml": dict(
+        system=_CHATML.format("system", "<|im_end|>"),
+        user=_CHATML.format("user", "<|im_end|>"),
+        assistant=_CHATML.format("assistant", "{stop}"),
+        stop="<|im_end|>",
+    ),
+    "llama2": dict(
+        system="<<SYS>>\n{content}\n<</SYS>>\n\n",
+        user="<s>[INST] {content} [/INST]",
+        assistant=" {content} {stop}",
+        system_in_user=True,
+    ),
+    "llama3": dict(
+        start="<|begin_of_text|>",
+        system=_LLAMA3.format("system", "<|eot_id|>"),
+        user=_LLAMA3.format("user", "<|eot_id|>"),
+        assistant=_LLAMA3.format("assistant", "{stop}"),
+        stop="<|eot_id|>",
+    ),
+    "gemma": dict(
+        start="<bos>",
+        system="{content}\n\n",
+        user=_GEMMA.format("user", "<end_of_turn>"),
+        assistant=_GEMMA.format("model", "{stop}"),
+        stop="<end_of_turn>",
+        system_in_user=True,
+    ),
+    "plain": dict(
+        system="{content}\n\n",
+        user="User: {content}\n\n",
+        assistant="Assistant: {content}{stop}\n\n",
+    ),
+}
+
+
+def messages_of(record: Mapping[str, Any]) -> list[Message]:
+    """The messages of {"messages": [{"role", "content"}, ...]}, or of ShareGPT's
+    {"conversations": [{"from", "value"}, ...]}.
+
+    Raises:
+      UserError: neither is there, or `check_messages` finds something.
+    """
+    found = record.get("messages")
+    if found is None and isinstance(shared := record.get("conversations"), list):
+        found = [
+            {"role": _SHARE_GPT.get(m.get("from"), m.get("from")), "content": m.get("value")}
+            if isinstance(m, Mapping) else m for m in shared
+        ]  # fmt: skip
+    if found is None:
+        raise UserError(f'no "messages" (or "conversations"), found {", ".join(record) or "none"}')
+    return check_messages(found)
+
+
+def check_messages(messages: Any) -> list[Message]:
+    """The messages, their contents as text (a list of parts {"type": "text", "text"} is joined).
+
+    Raises:
+      UserError: no list of messages, an unknown role, no content, or a role out of turn.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise UserError(f"messages are {messages!r:.60}, expected a list of one or more")
+    made: list[Message] = []
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            role = message.get("role") if isinstance(message, Mapping) else message
+            hint = did_you_mean(str(role), ROLES)
+            raise UserError(
+                f"message {number} has the role {role!r:.40}, expected one of "
+                f"{', '.join(ROLES)}.{hint}"
+            )
+        role, content = message["role"], message.get("content")
+        if isinstance(content, list):
+            parts = [p.get("text") if isinstance(p, Mapping) else None for p in content]
+            content = "".join(parts) if all(isinstance(p, str) for p in parts) else None
+        if not isinstance(content, str) or not content.strip():
+            raise UserError(f"message {number}, of the {role}, has no text as its content")
+        before = made[-1]["role"] if made else None
+        wanted = {None: ("system", "user"), "user": ("assistant",)}.get(before, ("user",))
+        if role not in wanted:
+            raise UserError(
+                f"message {number} is of the {role}, expected {' or '.join(wanted)}: after a "
+                "system message, if there is one, user and assistant take turns"
+            )
+        made.append({"role": role, "content": content})
+    return made
+
+
+class Piece(NamedTuple):
+    """A part of a conversation's text. `text` is None for the vocabulary's EOS."""
+
+    text: str | None
+    markup: bool  # of the template: it may hold special tokens
+    learnt: bool
+    exchange: int  # from 1; 0 for what is before the first
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """How messages become text: one that has a `name`, and what is changed of it.
+
+    name: "chatml", "llama2", "llama3", "gemma" or "plain" (User: ... Assistant: ..., for a
+      vocabulary without marks of its own).
+    start: before all else. system, user: with "{content}" where the message goes.
+    assistant: with "{content}" and, behind it, "{stop}". What is learnt goes from the content to
+      the stop.
+    stop: the text that ends an answer; "" is the vocabulary's EOS.
+    system_in_user: whether a system message is put in front of the first user's content.
+    """
+
+    name: str = "chatml"
+    start: str | None = None
+    system: str | None = None
+    user: str | None = None
+    assistant: str | None = None
+    stop: str | None = None
+    system_in_user: bool | None = None
+
+    def __post_init__(self):
+        if self.name not in TEMPLATES:
+            raise UserError(
+                f"ChatTemplate.name is {self.name!r}, expected one of {', '.join(TEMPLATES)}."
+                + did_you_mean(str(self.name), TEMPLATES)
+            )
+        for field, default in (
+            {"start": "", "stop": "", "system_in_user": False} | TEMPLATES[self.name]
+        ).items():
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, default)
+        for field in ("system", "user", "assistant"):
+            if getattr(self, field).count("{content}") != 1:
+                raise UserError(
+                    f"ChatTemplate.{field} is {getattr(self, field)!r}, expected one {{content}}."
+                )
+        if "{stop}" not in str(self.assistant).partition("{content}")[2]:
+            raise UserError(
+                f"ChatTemplate.assistant is {self.assistant!r}, expected {{stop}} at its end."
+            )
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text of messages up to where the assistant's next answer begins.
+
+        Of earlier answers, an EOS is left out. A model reads `prompt_ids`, in which what a user
+        wrote can't be taken for the template's marks.
+
+        Raises:
+          UserError: as `check_messages`; the last message isn't a user's.
+        """
+        return "".join(p.text for p in self._prompt(messages) if p.text is not None)
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], vocabulary: Any) -> np.ndarray:
+        """int32 [tokens]: as in training. Arguments and errors as of `prompt`."""
+        return self._encode(self._prompt(messages), vocabulary)[0]
+
+    def stop_id(self, vocabulary: Any) -> int:
+        """The token that ends an answer: of the stop, if it is one, or EOS."""
+        ids = self._encode([Piece(self.stop or None, True, True, 1)], vocabulary)[0]
+        return int(ids[0]) if len(ids) == 1 else vocabulary.eos_id
+
+    def answer(self, text: str) -> str:
+        """What was said, of the text that a model made: up to the stop."""
+        return (text.partition(self.stop)[0] if self.stop else text).strip()
+
+    def encode(self, messages: Sequence[Message], vocabulary: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of checked messages, and 2 * exchange + 1 where they are learnt, + 0 elsewhere.
+
+        Both int32 [tokens]. A text is tokenized with what is before it, up to a special token; a
+        message that spells one of these, letter by letter, if the vocabulary can.
+        """
+        return self._encode(self.pieces(messages), vocabulary)
+
+    def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[Piece]:
+        checked = check_messages(messages)
+        if checked[-1]["role"] != "user":
+            raise UserError(f"the last message is of the {checked[-1]['role']}, expected the user")
+        pieces = self.pieces(checked)
+        opening = Piece(self._opening, True, False, pieces[-1].exchange)
+        return [*pieces, opening] if self._opening else pieces
+
+    @property
+    def _opening(self) -> str:
+        """What is before an answer, without spaces: those are the answer's, as tokens begin so."""
+        return str(self.assistant).partition("{content}")[0].rstrip(" ")
+
+    def pieces(self, messages: Sequence[Message]) -> list[Piece]:
+        """The parts of a conversation's text, in order."""
+        found = [Piece(self.start, True, False, 0)]
+        exchange, inner = 0, ""
+        for message in messages:
+            role, content = message["role"], message["content"]
+            before, _, after = getattr(self, role).partition("{content}")
+            exchange += role == "user"
+            if role == "system" and self.system_in_user:
+                inner = before + content + after
+            elif role != "assistant":
+                own, inner = (before, inner + content), ""
+                found.append(Piece(own[0], True, False, exchange))
+                found.append(Piece(own[1], False, False, exchange))
+                found.append(Piece(after, True, False, exchange))
+            else:
+                opening = self._opening
+                closing, _, rest = after.partition("{stop}")
+                found.append(Piece(opening, True, False, exchange))
+                text = before[len(opening) :] + content + closing
+                found.append(Piece(text, False, True, exchange))
+                found.append(Piece(self.stop or None, True, True, exchange))
+                found.append(Piece(rest, True, False, exchange))
+        return [piece for piece in found if piece.text != ""]
+
+    def _encode(self, pieces: Sequence[Piece], vocabulary: Any) -> tuple[np.ndarray, np.ndarray]:
+        ids: list[int] = []
+        labels: list[int] = []
+        context, known, pending, label = "", [], "", 0
+
+        def end_text() -> None:
+            nonlocal context, known, pending
+            if not pending:
+                return
+            whole = vocabulary.encode(context + pending).tolist()
+            if context and whole[: len(known)] == known:
+                new, context, known = whole[len(known) :], context + pending, whole
+            else:
+                new = vocabulary.encode(pending).tolist() if context else whole
+                context, known = pending, new
+            ids.extend(new)
+            labels.extend([label] * len(new))
+            pending = ""
+
+        for piece in pieces:
+            if (now := 2 * piece.exchange + piece.learnt) != label:
+                end_text()
+                label = now
+            parts = _SPECIAL.split(piece.text) if piece.markup and piece.text else [piece.text]
+            for part in parts:
+                special = vocabulary.special_id(part) if piece.markup and part else None
+                if part is None:
+                    special = vocabulary.eos_id
+                if special is None:
+                    pending += part
+                    continue
+                end_text()
+                ids.append(special)
+                labels.append(label)
+                context, known = "", []
+        end_text()
+        return np.array(ids, np.int32), np.array(labels, np.int32)

@@ -1,0 +1,40 @@
+"""Conversations in JSON lines, checked as they are found."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gin
+
+from t5x_lite.data.chat import messages_of
+from t5x_lite.data.source import Record, Source
+from t5x_lite.data.tables import JsonLines
+from t5x_lite.data.task_data import when_used
+
+
+class _Conversations(JsonLines):
+    """JSON lines of which each is a conversation: {"messages": [...], and its other fields}."""
+
+    def __init__(self, files, held_out: float, validation_files, max_bad_records: int):
+        super().__init__(files, None, held_out, validation_files, max_bad_records, 10_000_000)
+
+    def parse(self, file: int, row: bytes) -> Record:
+        record: Any = super().parse(file, row)
+        rest = {k: v for k, v in record.items() if k != "conversations"}
+        return rest | {"messages": messages_of(record)}
+
+
+@gin.configurable(module="t5x_lite")
+@when_used
+def conversations(
+    files: str | Sequence[str],
+    validation_files: str | Sequence[str] | None = None,
+    held_out: float = 0.05,
+    max_bad_records: int = 0,
+) -> Source:
+    """Conversations in JSON lines, plain, .gz or .zst: {"messages": [{"role", "content"}, ...]}, or
+    ShareGPT's {"conversations": [{"from", "value"}, ...]}.
+
+    held_out, validation_files, max_bad_records: as of `JsonLines`. A line that is no conversation
+    (see `check_messages`) is an error that names its file and line.
+    """
+    return _Conversations(files, held_out, validation_files, max_bad_records)
