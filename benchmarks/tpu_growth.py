@@ -13,18 +13,15 @@ Prints a JSON object a size, and the tables at the end. Needs libtpu, no TPU. Ti
 bounds (docs/plan.md), those of tracing and compiling are processor seconds of this machine.
 
 The program is read as soon as the compiler has optimised it and laid out its memory, some seconds
-after it starts; generating code, which takes minutes, changes neither. Memory is then arguments and
-temporary buffers, somewhat more than the peak. --whole compiles to the end.
+after it starts; generating code, which takes minutes, changes neither. Memory is then arguments,
+results and temporary buffers, somewhat more than the peak. --whole compiles to the end.
 """
 
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -69,7 +66,7 @@ def measure(what: str, size: int, changes: dict, whole: bool) -> dict:
     clock = time.process_time()
     traced = trace(run, topologies.abstract_devices(place))
     tracing = time.process_time() - clock
-    found = examine(traced, place) if whole else examine_early(traced, place)
+    found = examine(traced, place, early=not whole)
     plan = report.make(run, place, traced.setup, traced.state, found)
     row = {"what": what, "size": size, "topology": name, "trace_seconds": round(tracing, 1)}
     row |= tpu_compiled.figures(run, place, found)
@@ -83,41 +80,6 @@ def measure(what: str, size: int, changes: dict, whole: bool) -> dict:
             "waited_for_gb": round(waited / 1e9, 2),
         }
     return row
-
-
-def examine_early(traced, place) -> dict:
-    """As `examine`, from what the compiler writes down before it generates code.
-
-    The compiler can't be stopped: it works on until the process ends.
-    """
-    from t5x_lite.planning import analytic
-    from t5x_lite.planning.compile import compile_step, summarise
-
-    folder = tempfile.mkdtemp()
-    dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-    clock = time.process_time()
-    thread = threading.Thread(target=compile_step, args=(traced, dump), daemon=True)
-    thread.start()
-    wanted = ("after_optimizations.txt", "memory-usage-report.txt", "after_buffer_assignment.txt")
-    while True:
-        running = thread.is_alive()
-        paths = [next(Path(folder).glob(f"*jit_train_step*{end}"), None) for end in wanted]
-        if all(paths) or not running:
-            break
-        time.sleep(1)
-    time.sleep(3)  # for the end of the last file
-    text, memory = paths[0].read_text(), paths[1].read_text()
-    total = int(re.search(r"Total bytes: (\d+)", memory)[1])
-    state = analytic.state_memory(traced.state)
-    arguments = state["parameters"] + state["optimizer"]
-    memory = state | {"arguments": arguments, "temporary": total - arguments, "total": total}
-    memory |= {"limit": place.chip.hbm, "activations": total - arguments - state["gradients"]}
-    return summarise(text, traced, place) | {
-        "memory": memory,
-        "fits": total <= place.chip.hbm,
-        "compile_seconds": None,
-        "compile_cpu_seconds": round(time.process_time() - clock, 1),
-    }
 
 
 def in_process(what: str, size: int, args: argparse.Namespace) -> dict:

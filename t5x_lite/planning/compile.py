@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,14 @@ from t5x_lite.programs.setup import Setup, data_shards, set_up
 from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.state import TrainState, abstract_state
 from t5x_lite.training.step import Loss, check_microbatches
+from t5x_lite.training.trainable import Trainable
 
 STATE = ("parameters", "optimizer", "gradients")  # of a chip's memory
+DUMPED = "*jit_train_step*"
+OPTIMISED = f"{DUMPED}.after_optimizations.txt"
+ASSIGNED = f"{DUMPED}-buffer-assignment.txt"
+LAST = f"{DUMPED}_after_buffer_assignment.txt"  # written before code is generated
+COMPILER = "compiler"  # the name of its thread
 READER = 2  # to be raised when programs are read in another way: results are kept by it
 
 
@@ -55,6 +63,13 @@ class Run:
     seed: int = 0
     spike_guard: SpikeGuard | None = None
     total_steps: int = 1
+    trainable: str | None = None
+    frozen: str | None = None
+    layer_decay: float = 1.0
+
+    @property
+    def trained(self) -> Trainable:
+        return Trainable(self.trainable, self.frozen, self.layer_decay)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +116,8 @@ def set_up_state(run: Run, devices: Sequence[Any]) -> tuple[Setup, TrainState]:
     """The run's set-up and abstract state. Raises UserError for all that `train` would refuse."""
     setup = _set_up(run, devices)
     model = _KnownShapes(setup.model.config)
-    transform = run.optimizer.build(model.abstract_params(), model.logical_axes())
-    state = abstract_state(model, transform, setup.mesh, setup.rules, run.spike_guard)
+    transform, names = run.trained.transform(run.optimizer, model)
+    state = abstract_state(model, transform, setup.mesh, setup.rules, run.spike_guard, names)
     return setup, state
 
 
@@ -127,6 +142,7 @@ def trace(run: Run, devices: Sequence[Any]) -> Traced:
         num_microbatches=run.num_microbatches,
         seed=run.seed,
         guard=run.spike_guard,
+        trainable=run.trained,
     )
     with use_mesh(setup.mesh, setup.rules):
         lowered = training.step.lower(training.abstract, setup.abstract_batch())
@@ -159,10 +175,17 @@ def examine(
     options: Mapping[str, Any] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     text_file: str | os.PathLike[str] | None = None,
+    early: bool = False,
 ) -> dict[str, Any]:
     """Compiles the step and reads what it does; JSON-able, kept in ``cache_dir`` if given.
 
     The compiled program is written to ``text_file``, if that is given.
+
+    ``early``: reads the program once it is optimised and its memory laid out. Generating code,
+    which takes minutes, changes neither; but only then are "program" and "peak" of the memory
+    known, and only then says the compiler for certain that it all fits. It can't be stopped: who
+    reads early ends the process afterwards (`os._exit`). A whole result that is kept, or comes
+    first, is given instead: "early" says which it is.
 
     Keys: matmul_flops (by phase), hbm_bytes, busy_seconds, collectives (with "seconds"), memory
     (bytes on one chip), buffers, fits, and others of `summarize`. Of a program that doesn't fit
@@ -171,10 +194,12 @@ def examine(
     path = None
     if cache_dir is not None:
         path = Path(cache_dir) / f"{_key(traced, topology, options)}.json"
-        if path.exists() and text_file is None:
-            return json.loads(path.read_text())
-    found = _examine(traced, topology, options, text_file)
+        for kept in (path, path.with_suffix(".early.json"))[: 1 + early]:
+            if kept.exists() and text_file is None:
+                return json.loads(kept.read_text())
+    found = _examine(traced, topology, options, text_file, early)
     if path is not None:
+        path = path.with_suffix(".early.json") if found["early"] else path
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         unfinished.write_text(json.dumps(found))
@@ -198,38 +223,75 @@ def versions() -> dict[str, str]:
 
 
 def _examine(
-    traced: Traced, topology: Topology, options: Any, text_file: Any = None
+    traced: Traced, topology: Topology, options: Any, text_file: Any, early: bool
 ) -> dict[str, Any]:
     clock, cpu = time.monotonic(), time.process_time()
     state = analytic.state_memory(traced.state)
-    with tempfile.TemporaryDirectory() as folder:
+    compiled = needs = None
+    # A compiler that goes on may write to the folder while it is deleted.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         # The compiler writes the program down before it finds that the chip is too small.
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiling = compile_until_written if early else compile_step
         try:
-            compiled = compile_step(traced, dict(options or {}) | dump)
+            compiled = compiling(traced, dict(options or {}) | dump)
         except jax.errors.JaxRuntimeError as error:
-            compiled, needs = None, traffic.out_of_memory(str(error))
+            needs = traffic.out_of_memory(str(error))
             if needs is None:
                 raise
-        texts = sorted(Path(folder).glob("*jit_train_step*.after_optimizations.txt"))
-        text = texts[-1].read_text(encoding="utf-8") if texts else None
+        text, assigned = _dumped(folder, OPTIMISED), _dumped(folder, ASSIGNED)
+    early = compiled is None and needs is None
     if text_file is not None and text is not None:
         Path(text_file).write_text(text, encoding="utf-8")
+    fits = compiled is not None
     if compiled is not None:
         memory = _memory(compiled, topology)
+    elif needs is None:
+        memory = traffic.allocated(assigned) | {"limit": topology.chip.hbm}
+        fits = memory["total"] <= memory["limit"]
     else:
         arguments = state["parameters"] + state["optimizer"]
         memory = {"arguments": arguments, "temporary": needs["used"], "limit": needs["limit"]}
         memory["total"] = needs["used"] + (0 if needs["whole"] else arguments)
     memory = state | memory
     memory["activations"] = max(0, memory["temporary"] - memory["gradients"])
-    found = {"memory": memory, "fits": compiled is not None, "buffers": []}
+    found = {"memory": memory, "fits": fits, "early": early, "buffers": []}
     if text is not None:
         found |= summarise(text, traced, topology)
     return found | {
         "compile_seconds": round(time.monotonic() - clock, 1),
         "compile_cpu_seconds": round(time.process_time() - cpu, 1),
     }
+
+
+def compile_until_written(traced: Traced, options: Mapping[str, Any]) -> Any:
+    """As `compile_step`, but None as soon as all is dumped that comes before generating code.
+
+    The compiler then goes on, in a thread that the process's end doesn't wait for.
+    """
+    compiler: Future = Future()
+
+    def work() -> None:
+        try:
+            compiler.set_result(compile_step(traced, options))
+        except BaseException as error:
+            compiler.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name=COMPILER).start()
+    folder, before = Path(options["xla_dump_to"]), None
+    while not compiler.done():
+        sizes = {path: path.stat().st_size for path in folder.glob(DUMPED)}
+        found = all(any(folder.glob(pattern)) for pattern in (OPTIMISED, ASSIGNED, LAST))
+        if found and sizes == before:  # none is being written
+            return None
+        before = sizes
+        time.sleep(0.3)
+    return compiler.result()
+
+
+def _dumped(folder: str, pattern: str) -> str | None:
+    paths = sorted(Path(folder).glob(pattern))
+    return paths[-1].read_text(encoding="utf-8") if paths else None
 
 
 def _memory(compiled: Any, topology: Topology) -> dict[str, Any]:

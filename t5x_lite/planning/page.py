@@ -17,6 +17,8 @@ def render(result: dict[str, Any]) -> str:
         f"{result['candidates']} layouts, {result['compiled']} examined, "
         f"{result['not_compiled']} not reached"
     )
+    if any(plan["source"] == "read" for plan in result["plans"]):
+        counted += "; memory after a ~ is without the program itself, as no code was generated"
     body = f"<p>{counted}.</p>" + _chart(result["plans"]) + _layouts(result)
     if result["best"]:
         body += "<h2>The fastest</h2>" + _plan(result["best"])

@@ -45,11 +45,12 @@ def make(
 
     c, tokens = setup.model.config, setup.tokens_per_batch
     model_flops = train_flops(c, setup.feature_lengths, setup.batch_size)
+    compiled = "read" if found.get("early") else "compiled"
     plan: dict[str, Any] = {
         "topology": topology.name,
         "chips": topology.chips,
         "chip": topology.chip.kind,
-        "source": "compiled" if topology.compiles else "formulas",
+        "source": compiled if topology.compiles else "formulas",
         "versions": versions(),
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "model": f"{c.architecture}, {c.embed_dim} wide, "
@@ -102,6 +103,11 @@ def seconds(value: float) -> str:
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
+def total(plan: dict[str, Any]) -> str:
+    """Memory of a chip; after a ~ without the program itself, as no code was generated."""
+    return "~" * (plan["source"] == "read") + gib(plan["memory"]["total"])
+
+
 def as_text(plan: dict[str, Any]) -> str:
     """The plan as a table."""
     mesh = " x ".join(f"{axis}={n}" for axis, n in plan["mesh"].items() if n > 1) or "one chip"
@@ -134,10 +140,11 @@ def sections(plan: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def _source(plan: dict[str, Any]) -> str:
-    if plan["source"] != "compiled":
+    if plan["source"] == "formulas":
         return "formulas (no compiler for this chip here)"
+    how = "compiling it" if plan["source"] == "compiled" else "reading it before code is generated"
     used = ", ".join(f"{name} {version}" for name, version in plan["versions"].items())
-    return f"compiling it: {used}, {plan['compile_seconds']:.0f} s"
+    return f"{how}: {used}, {plan['compile_seconds']:.0f} s"
 
 
 def _memory_rows(plan: dict[str, Any]) -> Iterator[Row]:
@@ -205,7 +212,7 @@ def layout_rows(plans: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
                 f"{plan['tokens_per_second']:,.0f}",
                 f"{plan['chip_hours']:,.6g}",
             )
-        memory = gib(plan["memory"]["total"]) + ("" if plan["fits"] else " (doesn't fit)")
+        memory = total(plan) + ("" if plan["fits"] else " (doesn't fit)")
         rows.append(
             (plan["layout"]["text"], plan["remat"], str(plan["num_microbatches"]),
              f"{plan['batch_size']:,}", memory, *speed)

@@ -2,21 +2,17 @@
 
 Candidates are all that the run may be laid out as: mesh shapes, remat policies, micro-batches and,
 if asked for, batches. Those that can't divide or, by formulas, come nowhere near fitting are left
-out; the rest is compiled, the most promising by formulas first, until the time is up. Compiled
-results are kept, so that the same search goes on where it was stopped.
+out; the programs of the rest are read before code is generated for them (`compile.examine`), the
+most promising by formulas first. Those that are shown are then compiled whole. Results are kept,
+so that the same search goes on where it was stopped.
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import itertools
 import math
-import multiprocessing
-import os
-import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +20,12 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import CHOICES
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.planning import compile as compiling
-from t5x_lite.planning import report, topologies
+from t5x_lite.planning import report, topologies, workers
 from t5x_lite.planning.compile import Run
 from t5x_lite.planning.topologies import Topology
 
 HEADROOM = 2.0  # how much more than the chip has a layout may need by formulas, to be compiled
+READING = 0.75  # of the time, at most; what is left of it is for compiling the best whole
 MICROBATCHES = (1, 2, 4, 8)
 MAX_TENSOR = 16
 
@@ -69,22 +66,19 @@ def main(args: argparse.Namespace, run: Run, topology: Topology) -> dict[str, An
     batches = _batches(args.rows_per_chip, run, topology)
     tried = list(candidates(run, topology, batches))
     ranked, left_out = prune(run, topology, tried, args.price)
-    _say(f"{len(tried)} layouts, {len(ranked)} of them divide and may fit by formulas")
+    workers.say(f"{len(tried)} layouts, {len(ranked)} of them divide and may fit by formulas")
     if topology.compiles:
-        _say(f"compiling the fastest first, for {args.budget_minutes:g} minutes")
-        deadline = time.monotonic() + 60 * args.budget_minutes
-        plans = compile_all(args, topology, [layout for layout, _ in ranked], deadline)
+        plans = list(compile_best(args, topology, [layout for layout, _ in ranked]).values())
     else:
-        plans = [plan | _described(layout) for layout, plan in ranked]
-    fitting = sorted(
-        (p for p in plans if p["fits"] and "time" in p), key=lambda p: -p["tokens_per_second"]
-    )
+        plans = [plan | workers.described(layout) for layout, plan in ranked]
+    fitting = _fitting(plans)
     best = fitting[0] if fitting else None
     result = {
         "topology": topology.name,
         "candidates": len(tried),
         "left_out": left_out,
         "compiled": len(plans),
+        "compiled_whole": sum(p["source"] == "compiled" for p in plans),
         "not_compiled": len(ranked) - len(plans),
         "pareto": pareto(fitting),
         "plans": fitting + [p for p in plans if p not in fitting],
@@ -190,100 +184,59 @@ def prune(
     return [(layout, plan) for *_, layout, plan in sorted(scored, key=lambda s: s[:2])], left_out
 
 
-_run: Run | None = None  # in a worker: what its process has read from the config
+def compile_best(
+    args: argparse.Namespace, topology: Topology, layouts: list[Layout]
+) -> dict[Layout, dict[str, Any]]:
+    """Plans of all layouts that there is time for, those of the best from a whole compilation."""
+    start, seconds = time.monotonic(), 60 * args.budget_minutes
+    workers.say(f"reading the fastest first, for up to {READING * args.budget_minutes:.3g} minutes")
+    read = workers.compile_all(args, topology, layouts, start + READING * seconds, early=True)
+    workers.say("compiling the best of them whole")
+
+    def whole(layouts: list[Layout], at_least: int) -> dict[Layout, dict[str, Any] | None]:
+        return workers.compile_all(args, topology, layouts, start + seconds, at_least, early=False)
+
+    return settle({layout: plan for layout, plan in read.items() if plan}, whole)
 
 
-def compile_all(
-    args: argparse.Namespace, topology: Topology, layouts: list[Layout], deadline: float
-) -> list[dict[str, Any]]:
-    """Plans of the layouts, in the order they are done; none is begun after the deadline."""
-    from t5x_lite.programs.plan import cache_dir
+def settle(
+    plans: dict[Layout, dict[str, Any]],
+    whole: Callable[[list[Layout], int], dict[Layout, dict[str, Any] | None]],
+) -> dict[Layout, dict[str, Any]]:
+    """The plans, those of them that `pareto` chooses from whole compilations.
 
-    plans: list[dict[str, Any]] = []
-    workers = max(1, min(args.workers or os.cpu_count() or 1, len(layouts)))
-    context = multiprocessing.get_context("spawn")  # jax doesn't survive a fork
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(args, topology.name)
-    ) as pool:
-        queue, running = iter(layouts), {}
-
-        def begin() -> None:
-            if time.monotonic() < deadline and (layout := next(queue, None)):
-                future = pool.submit(_in_worker, layout, topology.name, cache_dir(args), args.price)
-                running[future] = layout
-
-        for _ in range(workers):
-            begin()
-        while running:
-            done, _ = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
-            for future in done:
-                layout = running.pop(future)
-                begin()
-                plan = future.result()
-                if "error" in plan:  # one layout that the compiler refuses isn't the end
-                    _say(f"      {layout.text}, remat {layout.remat}: {plan['error']}")
-                    continue
-                plans.append(plan)
-                _say(_progress(len(plans), plan))
-    return plans
+    Args:
+      whole: gives the plans of layouts, or of those that there is time for, and that at least of
+        so many of the first; None for one that the compiler refuses.
+    """
+    while True:
+        front = pareto(_fitting(list(plans.values())))
+        places = {id(plan): layout for layout, plan in plans.items()}
+        todo = [places[id(plan)] for plan in front if plan["source"] == "read"]
+        done = whole(todo, int(front[0]["source"] == "read")) if todo else {}
+        if not done:
+            return plans
+        # One that doesn't fit after all makes place for others.
+        plans = {layout: plan for layout, plan in (plans | done).items() if plan}
 
 
-def _start_worker(args: argparse.Namespace, topology: str) -> None:
-    """A process reads the config itself: what it makes (functions) can't be sent to it."""
-    global _run
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    from t5x_lite.programs.plan import read_run, start_jax
-
-    start_jax()
-    _run = read_run(args, topologies.find(topology))
-
-
-def _end_with_parent() -> None:
-    """Else a worker of a search that was killed would wait for work forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _in_worker(layout: Layout, topology: str, folder: str, price: float | None) -> dict[str, Any]:
-    import jax
-
-    from t5x_lite.programs.plan import make_plan
-
-    assert _run is not None
-    place = topologies.find(topology)
-    try:
-        plan = make_plan(layout.apply(_run), place, price=price, cache_dir=folder)
-    except (UserError, jax.errors.JaxRuntimeError) as error:
-        return {"error": str(error).partition("\n")[0]}
-    return plan | _described(layout)
-
-
-def _described(layout: Layout) -> dict[str, Any]:
-    return {"layout": dataclasses.asdict(layout) | {"text": layout.text}}
-
-
-def _progress(number: int, plan: dict[str, Any]) -> str:
-    speed = f"MFU {plan['mfu']:.1%}" if "mfu" in plan else "-"
-    fits = "" if plan["fits"] else ", doesn't fit"
-    return (
-        f"{number:>4}  {plan['layout']['text']}, remat {plan['remat']}, "
-        f"{plan['num_microbatches']} micro-batches: {report.gib(plan['memory']['total'])}{fits}, "
-        f"{speed}"
-    )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _fitting(plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The fastest first."""
+    fitting = (plan for plan in plans if plan["fits"] and "time" in plan)
+    return sorted(fitting, key=lambda plan: -plan["tokens_per_second"])
 
 
 def pareto(plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of plans by falling speed, those than which no faster one needs less memory."""
-    front: list[dict[str, Any]] = []
+    """Of plans by falling speed, those than which no faster one needs less memory.
+
+    The program itself isn't counted, as not all of them have been compiled whole.
+    """
+    front, least = [], math.inf
     for plan in plans:
-        if not front or plan["memory"]["total"] < front[-1]["memory"]["total"]:
+        bytes_ = plan["memory"]["total"] - plan["memory"].get("program", 0)
+        if bytes_ < least:
             front.append(plan)
+            least = bytes_
     return front
 
 
@@ -299,6 +252,8 @@ def as_text(result: dict[str, Any]) -> str:
     table = report.layout_rows(result["pareto"])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines += ["  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)) for row in table]
+    if any(plan["source"] == "read" for plan in result["pareto"]):
+        lines.append("~ no time to compile it whole: without the memory of the program itself")
     lines += ["", "fastest:", report.as_text(result["best"])]
     if "written" in result:
         lines.append(f"\nwritten: {result['written']}; give it behind the recipe's --gin_file")

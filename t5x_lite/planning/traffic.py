@@ -12,6 +12,10 @@ _FREE = {
     "conditional", "copy-done", "after-all", "partition-id", "optimization-barrier", "iota",
 }  # fmt: skip
 
+_KINDS = (("parameter", "arguments"), ("maybe-live-out", "results"),
+          ("preallocated-temp", "temporary"))  # fmt: skip
+_HOST = "5"  # the colour of the host's memory; of the chip's own there is none
+
 
 def hbm_bytes(program: Program) -> float:
     """Bytes read from and written to the chip's main memory by one execution.
@@ -137,6 +141,23 @@ def largest_buffers(program: Program, count: int = 10) -> list[dict[str, Any]]:
         )
         row["number"] += 1
     return sorted(met.values(), key=lambda row: -row["bytes"])[:count]
+
+
+def allocated(text: str) -> dict[str, int]:
+    """Bytes that XLA's buffer assignment, as it dumps it, reserves on a chip and on the host.
+
+    Keys as of `compile.examine`'s memory. What is local to a thread takes no place of its own.
+    """
+    found = {"arguments": 0, "results": 0, "temporary": 0, "host": 0}
+    for bytes_, color, kind in re.findall(
+        r"^allocation \d+: size (\d+),(?: color (\d+),)?(.*)", text, flags=re.MULTILINE
+    ):
+        if color == _HOST and "thread-local" not in kind:
+            found["host"] += int(bytes_)
+        elif not color and (key := next((k for word, k in _KINDS if word in kind), None)):
+            found[key] += int(bytes_)
+    results = found.pop("results")  # those that aren't arguments changed in place
+    return found | {"total": found["arguments"] + results + found["temporary"]}
 
 
 def out_of_memory(message: str) -> dict[str, Any] | None:

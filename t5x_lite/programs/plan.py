@@ -51,16 +51,24 @@ def cache_dir(args: argparse.Namespace) -> str:
 
 
 def make_plan(
-    run: Any, topology: Topology, *, price: float | None = None, cache_dir: str | None = None
+    run: Any,
+    topology: Topology,
+    *,
+    price: float | None = None,
+    cache_dir: str | None = None,
+    early: bool = False,
 ) -> dict[str, Any]:
-    """The plan of a `planning.compile.Run`, see `planning.report.make`."""
+    """The plan of a `planning.compile.Run`, see `planning.report.make`.
+
+    ``early``: see `planning.compile.examine`; the compiler may still be running.
+    """
     from t5x_lite.planning import compile as compiling
     from t5x_lite.planning import report
 
     if topology.compiles:
         traced = compiling.trace(run, topologies.abstract_devices(topology))
         setup, state = traced.setup, traced.state
-        found = compiling.examine(traced, topology, cache_dir=cache_dir)
+        found = compiling.examine(traced, topology, cache_dir=cache_dir, early=early)
     else:
         devices = compiling.host_devices(topology.chips)
         setup, state, found = compiling.count(run, topology, devices)

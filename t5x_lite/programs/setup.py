@@ -17,6 +17,7 @@ from t5x_lite.data.objectives.heads import check_labels
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model, TransformerConfig
+from t5x_lite.models.adapters import prompt_length
 from t5x_lite.parallel.mesh import MeshConfig, make_mesh
 from t5x_lite.parallel.rules import (
     MeshAxes,
@@ -110,7 +111,7 @@ def set_up(
     if model.architecture == "encoder_only":
         check_labels([leaf for leaf, _ in task.leaves], model.num_labels)
     sizes = feature_lengths(dict(lengths), model.architecture, objective.features, bool(pack))
-    longest = max(sizes.values())
+    longest = max(sizes.values()) + prompt_length(model)
     if model.positions == "learned" and longest > model.max_positions:
         raise UserError(
             f"features of {longest} tokens, but TransformerConfig.max_positions = "

@@ -246,3 +246,24 @@ def test_messages_of_the_compiler_when_memory_is_short():
     assert needs == {"used": 43.5 * 2**30, "limit": 15.75 * 2**30, "whole": False}
     assert traffic.out_of_memory("Used 20.00G of 15.75G hbm. Exceeded")["whole"]
     assert traffic.out_of_memory("INTERNAL: something else") is None
+
+
+def test_memory_as_the_compiler_laid_it_out():
+    text = """BufferAssignment:
+allocation 0: size 4096, page 0, thread-local:
+ value: <2778 add.894 @0> (size=4096,offset=0): f32[]
+allocation 1: size 12288, page 0, parameter 11, shape |f32[384,8]| at ShapeIndex {}, maybe-live-out:
+allocation 2: size 2048, page 0, parameter 37, shape |s32[4,32]| at ShapeIndex {}:
+allocation 3: size 512, page 0, constant:
+allocation 4: size 1024, page 0, maybe-live-out:
+allocation 5: size 5632, color 6, page 0, preallocated-temp:
+allocation 6: size 196608, color 5, page 0, preallocated-temp:
+allocation 7: size 65536, page 0, preallocated-temp:
+"""
+    found = traffic.allocated(text)
+    assert found == {
+        "arguments": 12288 + 2048,
+        "temporary": 65536,
+        "host": 196608,
+        "total": 12288 + 2048 + 1024 + 65536,
+    }

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 import jax
@@ -16,7 +19,7 @@ from t5x_lite import cli, config
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model
 from t5x_lite.parallel.mesh import MeshConfig
-from t5x_lite.planning import analytic, page, report, search, topologies
+from t5x_lite.planning import analytic, page, report, search, topologies, workers
 from t5x_lite.planning import check as checking
 from t5x_lite.planning import compile as compiling
 from t5x_lite.programs.setup import set_up
@@ -130,17 +133,65 @@ def test_search_lists_layouts_that_divide():
     assert len(set(found)) == len(found)
 
 
+def read(speed: float, total: int) -> dict:
+    return {"source": "read", "fits": True, "time": {}, "tokens_per_second": speed,
+            "memory": {"total": total}}  # fmt: skip
+
+
+def compiled(plan: dict, program: int = 1, **changes) -> dict:
+    memory = {"total": plan["memory"]["total"] + program, "program": program}
+    return plan | {"source": "compiled", "memory": memory} | changes
+
+
+def test_search_compiles_whole_what_it_shows_and_what_takes_its_place():
+    """a doesn't fit after all, and the compiler refuses c: b, d and e are the best."""
+    plans = {"a": read(5, 7), "b": read(4, 8), "c": read(3, 4), "d": read(2, 5), "e": read(1, 3)}
+    asked = []
+
+    def whole(layouts, at_least):
+        asked.append((layouts, at_least))
+        outcomes = {"a": compiled(plans["a"], fits=False), "c": None}
+        return {x: outcomes[x] if x in outcomes else compiled(plans[x], 4) for x in layouts}
+
+    found = search.settle(plans, whole)
+    assert asked == [(["a", "c", "e"], 1), (["b", "d"], 1)]
+    assert sorted(found) == ["a", "b", "d", "e"]
+    assert {plan["source"] for plan in found.values()} == {"compiled"}
+
+
+def test_search_compiles_the_fastest_whole_when_its_time_is_up():
+    plans, asked = {"a": read(2, 7), "b": read(1, 3)}, []
+
+    def whole(layouts, at_least):
+        asked.append(at_least)
+        return {x: compiled(plans[x]) for x in layouts[:at_least]}
+
+    found = search.settle(plans, whole)
+    assert asked == [1, 0]
+    assert {x: plan["source"] for x, plan in found.items()} == {"a": "compiled", "b": "read"}
+
+
+def test_no_layout_is_begun_after_the_deadline_but_those_that_must(monkeypatch):
+    layouts = [search.Layout(MeshConfig(), remat, 1, 8) for remat in ("none", "full", "dots")]
+    monkeypatch.setattr(workers, "_in_process", lambda *task: {"error": task[2].remat})
+    args = cli.parse_args(["plan", "--topology=v5e-1", "--workers=2"])
+    place = topologies.find(args.topology)
+    for at_least in (0, 1, 3):
+        found = workers.compile_all(args, place, layouts, time.monotonic(), at_least, early=True)
+        assert found == dict.fromkeys(layouts[:at_least])
+
+
 SEARCHER = """
-import multiprocessing, time
-from t5x_lite.planning import search
-worker = multiprocessing.get_context("spawn").Process(target=search._end_with_parent)
+import time
+from t5x_lite.planning import workers
+worker = workers.process_context().Process(target=workers.end_with_parent)
 worker.start()
 print(worker.pid, flush=True)
 time.sleep(60)
 """
 
 
-def test_a_searchs_workers_end_with_it_even_if_it_is_killed():
+def test_a_searchs_processes_end_with_it_even_if_it_is_killed():
     with subprocess.Popen([sys.executable, "-c", SEARCHER], stdout=subprocess.PIPE) as parent:
         worker = int(parent.stdout.readline())
         parent.kill()
@@ -214,8 +265,10 @@ def test_more_devices_than_jax_has_started_with():
 
 
 @pytest.fixture
-def libtpu():
-    return pytest.importorskip("libtpu", reason="the TPU compiler isn't installed")
+def libtpu(monkeypatch):
+    pytest.importorskip("libtpu", reason="the TPU compiler isn't installed")
+    assert jax.devices()  # jax has read XLA_FLAGS; libtpu ends the process if it doesn't know one
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
 def test_a_run_that_does_not_fit_names_its_largest_buffers(libtpu, tmp_path):
@@ -241,13 +294,30 @@ def test_a_run_that_does_not_fit_names_its_largest_buffers(libtpu, tmp_path):
     assert kept.stat().st_mtime_ns == before
 
 
-def test_the_programs_own_step_is_compiled(libtpu):
+def test_the_programs_own_step_is_compiled(libtpu, tmp_path, monkeypatch):
     """Executed products are the model's, and arguments are the state and the batch."""
     place = topologies.find("v5e-1")
     model = dataclasses.replace(tiny.LM, dtype="bfloat16", attention="xla", num_decoder_layers=1)
     one = dataclasses.replace(run(), model=model)
     traced = compiling.trace(one, topologies.abstract_devices(place))
-    found = compiling.examine(traced, place)
+    (tmp_path / "dumps").mkdir()  # the compiler that goes on makes its folder again
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "dumps"))
+    early = compiling.examine(traced, place, cache_dir=tmp_path, early=True)
+    assert compiling.examine(traced, place, cache_dir=tmp_path, early=True) == early
+    for thread in threading.enumerate():
+        if thread.name == compiling.COMPILER:
+            thread.join()
+    found = compiling.examine(traced, place, cache_dir=tmp_path)
+    # Read before code is generated it says the same, but for the program's own memory.
+    assert early.pop("early") and not found["early"]
+    differing = {name for name in early if early[name] != found[name]}
+    assert differing <= {"memory", "compile_seconds", "compile_cpu_seconds"}
+    for name, rest in (("arguments", 0), ("host", 0), ("temporary", 2**15)):
+        assert 0 <= found["memory"][name] - early["memory"][name] <= rest
+    without = found["memory"]["total"] - found["memory"]["program"]
+    assert 0 <= without - early["memory"]["total"] <= 2**15
+    # What is known of the whole is preferred.
+    assert compiling.examine(traced, place, cache_dir=tmp_path, early=True) == found
     assert found["fits"] and found["collectives"] == []
     batch = sum(math.prod(x.shape) * 4 for x in jax.tree.leaves(traced.setup.abstract_batch()))
     state = found["memory"]["parameters"] + found["memory"]["optimizer"]
@@ -258,3 +328,24 @@ def test_the_programs_own_step_is_compiled(libtpu):
     assert made["parameters"] == sum(
         x.size for x in jax.tree.leaves(Model(model).abstract_params())
     )
+
+
+@pytest.mark.slow
+def test_search_reads_all_compiles_the_best_and_goes_on(libtpu, tmp_path, monkeypatch, capsys):
+    """And leaves no process, though their compilers go on."""
+    chosen = [search.Layout(MeshConfig(), remat, 1, 32) for remat in ("none", "full")]
+    monkeypatch.setattr(search, "candidates", lambda *_: iter(chosen))
+    flags = ["--topology=v5e-1", "--search", "--workers=1", "--json", f"--cache_dir={tmp_path}"]
+    assert plan(*flags) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert (first["compiled"], first["not_compiled"]) == (2, 0)
+    assert first["best"]["source"] == first["pareto"][0]["source"] == "compiled"
+    assert first["compiled_whole"] == len(first["pareto"])
+    assert len(list(tmp_path.glob("*.early.json"))) == 2
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert plan(*flags) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert sorted(again.pop("plans"), key=str) == sorted(first.pop("plans"), key=str)
+    assert again == first
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert multiprocessing.active_children() == []

@@ -26,8 +26,9 @@ class Chat:
 
     template: how messages become text.
     keep: which side is kept of a conversation that is too long: "end" or "start". Whole exchanges
-      are left out, and never a system message that is in front of them; a conversation is left
-      out if no exchange fits. Either is counted, and said (at the 1st, 10th, 100th, ...).
+      are left out, and never a system message that is in front of them (templates that put it
+      into the first question lose it with that); a conversation is left out if no exchange fits.
+      Either is counted, and said (at the 1st, 10th, 100th, ...).
     """
 
     template: ChatTemplate = dataclasses.field(default_factory=ChatTemplate)

@@ -1,0 +1,137 @@
+"""Layouts compiled side by side, each in a process of its own."""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from t5x_lite import config
+from t5x_lite.errors import UserError
+from t5x_lite.planning import report, topologies
+from t5x_lite.planning.topologies import Topology
+
+if TYPE_CHECKING:
+    from t5x_lite.planning.search import Layout
+
+
+def compile_all(
+    args: argparse.Namespace,
+    topology: Topology,
+    layouts: "list[Layout]",
+    deadline: float,
+    at_least: int = 0,
+    *,
+    early: bool,
+) -> "dict[Layout, dict[str, Any] | None]":
+    """Plans of the layouts, in the order they are done; None if the compiler refuses one.
+
+    After the deadline none is begun, but ``at_least`` so many are. ``early``: see `examine`.
+    """
+    plans: dict[Layout, dict[str, Any] | None] = {}
+    workers = max(1, min(args.workers or os.cpu_count() or 1, len(layouts)))
+    with _scratch() as scratch, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        queue, running = iter(enumerate(layouts)), {}
+
+        def begin() -> None:
+            number, layout = next(queue, (0, None))
+            if layout and (number < at_least or time.monotonic() < deadline):
+                task = (args, topology.name, layout, early, scratch)
+                running[pool.submit(_in_process, *task)] = layout
+
+        for _ in range(workers):
+            begin()
+        while running:
+            done, _ = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
+            for future in done:
+                layout = running.pop(future)
+                begin()
+                plan = future.result()
+                if "error" in plan:  # one layout that the compiler refuses isn't the end
+                    plans[layout] = None
+                    say(f"      {layout.text}, remat {layout.remat}: {plan['error']}")
+                    continue
+                plans[layout] = plan
+                say(_progress(len(plans), plan))
+    return plans
+
+
+def _scratch() -> tempfile.TemporaryDirectory:
+    """For what the compilers dump: those that are ended can't tidy up."""
+    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+
+
+def process_context() -> Any:
+    """Starts processes that have imported all, but not started jax: that doesn't survive a fork."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["t5x_lite.planning.search", *config.CONFIGURABLE_MODULES])
+    return context
+
+
+def _in_process(*task: Any) -> dict[str, Any]:
+    """What `_work` sends from a process of its own, which is ended though its compiler goes on."""
+    context = process_context()
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(there, *task))
+    process.start()
+    there.close()
+    try:
+        return here.recv()
+    except EOFError:
+        process.join()
+        return {"error": f"its process ended with {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _work(
+    pipe: Any, args: argparse.Namespace, topology: str, layout: "Layout", early: bool, scratch: str
+) -> None:
+    """The process reads the config itself: what it makes (functions) can't be sent to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    import jax
+
+    from t5x_lite.programs.plan import cache_dir, make_plan, read_run, start_jax
+
+    start_jax()
+    tempfile.tempdir = scratch
+    place = topologies.find(topology)
+    try:
+        run = layout.apply(read_run(args, place))
+        plan = make_plan(run, place, price=args.price, cache_dir=cache_dir(args), early=early)
+        pipe.send(plan | described(layout))
+    except (UserError, jax.errors.JaxRuntimeError) as error:
+        pipe.send({"error": str(error).partition("\n")[0]})
+
+
+def end_with_parent() -> None:
+    """Else the processes of a search that was killed would go on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def described(layout: "Layout") -> dict[str, Any]:
+    return {"layout": dataclasses.asdict(layout) | {"text": layout.text}}
+
+
+def _progress(number: int, plan: dict[str, Any]) -> str:
+    speed = f"MFU {plan['mfu']:.1%}" if "mfu" in plan else "-"
+    fits = "" if plan["fits"] else ", doesn't fit"
+    return (
+        f"{number:>4}  {plan['layout']['text']}, remat {plan['remat']}, "
+        f"{plan['num_microbatches']} micro-batches: {report.total(plan)}{fits}, {speed}"
+    )
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
