@@ -11,12 +11,10 @@ whose run is finished in the folder isn't trained again.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from command import t5x_lite
+
 T5 = {"OBJECTIVE": "@SpanCorruption()", "LENGTHS": '{"inputs": 128, "targets": 29}'}
 LM = {"OBJECTIVE": "@CausalLM()", "LENGTHS": '{"targets": 128}'}
 HEADS = {"num_heads": 2, "head_dim": 64}
@@ -94,14 +92,6 @@ def train(name: str, folder: Path, steps: int) -> dict:
         "steps": summary["step"],
         "tokens_per_second": summary["tokens_per_second"],
     }
-
-
-def t5x_lite(*arguments: str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "t5x_lite", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
 
 
 def table(rows: list[dict]) -> str:

@@ -15,15 +15,13 @@ folder isn't trained again.
 import argparse
 import hashlib
 import json
-import os
 import resource
-import subprocess
-import sys
 import sysconfig
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from command import t5x_lite
+
 PACKAGES = (
     "asyncio", "ctypes", "email", "encodings", "http", "idlelib", "importlib", "logging",
     "multiprocessing", "tkinter", "unittest", "xml",
@@ -98,14 +96,6 @@ def make_modules(folder: Path) -> None:
     for split, lines in rows.items():
         text = "\n".join(["text\tlabel", *lines]).replace('"', "'")
         (folder / f"modules.{split}.tsv").write_text(text + "\n")
-
-
-def t5x_lite(*arguments: str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "t5x_lite", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
 
 
 def measure(folder: Path, name: str, metric: str, more: tuple, flags: tuple) -> dict:
