@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from command import t5x_lite
+from command import report, t5x_lite
 
 T5 = {"OBJECTIVE": "@SpanCorruption()", "LENGTHS": '{"inputs": 128, "targets": 29}'}
 LM = {"OBJECTIVE": "@CausalLM()", "LENGTHS": '{"targets": 128}'}
@@ -117,13 +117,8 @@ def main() -> None:
     if not vocabulary.exists():
         t5x_lite("vocab", "--gin_file=recipes/quickstart.gin", f"--output={vocabulary}",
                  "--size=4096", "--model_type=bpe")  # fmt: skip
-    rows = []
-    for name in args.families.split(","):
-        rows.append(train(name, folder, args.steps))
-        print(json.dumps(rows[-1]), flush=True)
-    print(table(rows))
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1))
+    names = args.families.split(",")
+    report((train(name, folder, args.steps) for name in names), table, args.json)
 
 
 if __name__ == "__main__":

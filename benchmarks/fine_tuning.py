@@ -20,7 +20,7 @@ import sysconfig
 import time
 from pathlib import Path
 
-from command import t5x_lite
+from command import report, t5x_lite
 
 PACKAGES = (
     "asyncio", "ctypes", "email", "encodings", "http", "idlelib", "importlib", "logging",
@@ -148,13 +148,9 @@ def main() -> None:
             setattr(args, name, path.resolve())
     args.folder.mkdir(parents=True, exist_ok=True)
     make_modules(args.folder)
-    known, rows = rows_to_train(args), []
-    for name in args.only.split(",") if args.only else known:
-        rows.append(measure(args.folder, name, *known[name]))
-        print(json.dumps(rows[-1]), flush=True)
-    print(table(rows))
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1))
+    known = rows_to_train(args)
+    names = args.only.split(",") if args.only else known
+    report((measure(args.folder, name, *known[name]) for name in names), table, args.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from t5x_lite.models import TransformerConfig
 from t5x_lite.models.flops import train_flops
 from t5x_lite.parallel.mesh import fsdp_axes
 from t5x_lite.programs.setup import Setup
-from t5x_lite.training.state import TrainState
+from t5x_lite.training.state import TrainState, trained_part
 
 
 def shard_bytes(tree: Any) -> int:
@@ -31,12 +31,11 @@ def tree_bytes(tree: Any) -> int:
 
 
 def state_memory(state: TrainState) -> dict[str, int]:
-    """Bytes on one device: parameters, optimizer, and gradients (as large as the parameters)."""
-    parameters = shard_bytes(state.params)
+    """Bytes on one device: parameters, optimizer, and gradients (as large as what is trained)."""
     return {
-        "parameters": parameters,
+        "parameters": shard_bytes(state.params),
         "optimizer": shard_bytes(state.opt_state),
-        "gradients": parameters,
+        "gradients": shard_bytes(trained_part(state)),
     }
 
 

@@ -41,6 +41,10 @@ def start_jax() -> None:
     """jax on this machine's CPU, whatever else there is: devices to plan for are abstract."""
     topologies.quiet_libtpu()
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # libtpu reads them, too, and ends the process at one that it doesn't know.
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    of_others = ("--xla_cpu_", "--xla_gpu_")
+    os.environ["XLA_FLAGS"] = " ".join(flag for flag in flags if not flag.startswith(of_others))
     import jax
 
     jax.config.update("jax_platforms", "cpu")

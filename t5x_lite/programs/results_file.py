@@ -1,10 +1,12 @@
 """A file of results, a JSON object a line, that an interrupted program goes on with."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -49,12 +51,12 @@ def continued(path: str, key: str, together: int) -> Iterator[tuple[TextIO, int]
     """A file to append results to, and how many are in it already, a multiple of ``together``.
 
     It has another name until the block ends without an exception. What was begun under another
-    ``key`` (see `fingerprint`) is thrown away.
+    ``key`` (see `fingerprint`) is left where it is, and named.
     """
     begun = Path(f"{path}.{key}.tmp")
-    for other in begun.parent.glob(f"{Path(path).name}.*.tmp"):
-        if other != begun and re.search(r"\.[0-9a-f]{12}\.tmp$", other.name):
-            other.unlink(missing_ok=True)
+    for other in begun.parent.glob(f"{glob.escape(Path(path).name)}.{'[0-9a-f]' * 12}.tmp"):
+        if other != begun:
+            print(f"{other}: of a call with other settings or texts; left there", file=sys.stderr)
     lines = begun.read_bytes().split(b"\n")[:-1] if begun.exists() else []
     kept = lines[: len(lines) // together * together]
     with open(begun, "r+b" if begun.exists() else "xb") as file:

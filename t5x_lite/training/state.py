@@ -120,10 +120,7 @@ def optimizer_axes(opt_state: Any, params: Any, axes: Any) -> Any:
     }
 
     def axes_of(path, leaf) -> tuple[str | None, ...]:
-        tail = tuple(path)
-        while tail and tail not in by_path:
-            tail = tail[1:]
-        shape, names = by_path.get(tail, ((), ()))
+        shape, names = by_path.get(_ending(path, by_path), ((), ()))
         if leaf.shape == shape:
             return names
         for i in range(len(shape)):
@@ -132,6 +129,22 @@ def optimizer_axes(opt_state: Any, params: Any, axes: Any) -> Any:
         return (None,) * len(leaf.shape)
 
     return jax.tree_util.tree_map_with_path(axes_of, opt_state)
+
+
+def trained_part(state: TrainState) -> list[Any]:
+    """The parameters' leaves that the optimizer's state is about; all of them if it is of none."""
+    leaves = dict(jax.tree_util.tree_leaves_with_path(state.params))
+    known = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    found = {_ending(path, leaves) for path, _ in known} - {()}
+    return [leaves[path] for path in found] or list(leaves.values())
+
+
+def _ending(path: tuple, known: Mapping[tuple, Any]) -> tuple:
+    """The longest end of a path that is one of those that are known; () if none is."""
+    path = tuple(path)
+    while path and path not in known:
+        path = path[1:]
+    return path
 
 
 def parameter_table(abstract_params: Any, axes: Any) -> list[dict[str, Any]]:

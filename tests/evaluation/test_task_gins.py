@@ -319,7 +319,12 @@ def test_conversations_train_a_language_model(tmp_path):
         "chat", "VOCABULARY=@ByteVocabulary()", f"DATA='{tmp_path}/talks.jsonl'",
         "conversations.held_out=0.0", "TEMPLATE='plain'",
     )  # fmt: skip
-    train_a_step(task, "decoder_only", {"targets": 64, "learnt": 64})
+    lengths = {"targets": 64, "learnt": 64}
+    train_a_step(task, "decoder_only", lengths)
+    tokens = task.objective.tokens({"messages": talk}, task.vocabulary)
+    example = task.example(tokens, np.random.default_rng(0), lengths)
+    learnt = example["targets"][example["learnt"] > 0]
+    assert task.vocabulary.decode(learnt).strip() == "Hello." and learnt[-1] == 1
 
 
 def test_language_models_from_their_files(tmp_path):

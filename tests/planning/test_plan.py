@@ -22,6 +22,7 @@ from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.planning import analytic, page, report, search, topologies, workers
 from t5x_lite.planning import check as checking
 from t5x_lite.planning import compile as compiling
+from t5x_lite.programs.plan import start_jax
 from t5x_lite.programs.setup import set_up
 from t5x_lite.training.optimizers import AdamW
 from t5x_lite.training.schedules import constant
@@ -89,6 +90,23 @@ def test_state_memory_is_that_of_the_real_state():
     held = sum(s.data.nbytes for x in jax.tree.leaves(real) for s in x.addressable_shards[:1])
     memory = analytic.state_memory(state)
     assert abs(memory["parameters"] + memory["optimizer"] - held) <= 16  # step and bad_steps
+
+
+def test_gradients_are_those_of_what_is_trained():
+    one = run(frozen="embedder|/mlp/")
+    _, state = compiling.set_up_state(one, jax.devices()[:1])
+    table, layers = state.params["token_embedder"], state.params["decoder"]["layers"]
+    frozen = analytic.shard_bytes(table) + analytic.shard_bytes(layers["mlp"])
+    memory = analytic.state_memory(state)
+    assert memory["gradients"] == memory["parameters"] - frozen
+    assert abs(memory["optimizer"] - 2 * memory["gradients"]) <= 16  # the count of steps
+
+
+def test_flags_for_other_devices_do_not_reach_the_tpus_compiler(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_x=1 --xla_dump_to=d --xla_gpu_y=2")
+    start_jax()
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=d"
 
 
 @pytest.mark.parametrize("remat", [r for r in analytic._KEPT if r != "none"])

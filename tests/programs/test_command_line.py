@@ -112,9 +112,10 @@ def test_infer_goes_on_where_it_was_interrupted(run, folder, monkeypatch, capsys
     # What was begun with other settings isn't gone on with.
     begun.write_text(whole[: len(whole) // 2])
     assert cli.main([*base, "--output=parts.jsonl", "--overwrite", "--gin.infer.seed=6"]) == 0
-    assert "earlier call" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "earlier call" not in said and f"{begun.name}: of a call with other settings" in said
     assert (folder / "parts.jsonl").read_text() != whole
-    assert not list(folder.glob("parts.jsonl.*.tmp"))
+    assert list(folder.glob("parts.jsonl.*.tmp")) == [folder / begun.name]
 
 
 def test_infer_takes_a_shard_and_chooses(run, folder, capsys):

@@ -40,7 +40,7 @@ def no_blow_up():
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
 
 
-def read_or_refused(read):
+def assert_read_or_refused(read):
     """Calls `read`; a UserError must be one line, any other error is a failure."""
     try:
         return read()
@@ -66,8 +66,8 @@ def test_gin_text(tmp_path, text):
     file = tmp_path / "a.gin"
     file.write_text(text, encoding="utf-8", errors="replace")
     with config.fresh():
-        read_or_refused(lambda: config.parse([str(file)], root="train"))
-        read_or_refused(lambda: config.parse([], [text.replace("\n", " ")], root="train"))
+        assert_read_or_refused(lambda: config.parse([str(file)], root="train"))
+        assert_read_or_refused(lambda: config.parse([], [text.replace("\n", " ")], root="train"))
 
 
 @many
@@ -75,7 +75,7 @@ def test_gin_text(tmp_path, text):
 def test_gin_files_of_any_bytes(tmp_path, data):
     (tmp_path / "a.gin").write_bytes(data)
     with config.fresh():
-        read_or_refused(lambda: config.parse([str(tmp_path / "a.gin")], root="train"))
+        assert_read_or_refused(lambda: config.parse([str(tmp_path / "a.gin")], root="train"))
 
 
 # ------------------------------------------------------------------------------------ JSON lines
@@ -102,7 +102,7 @@ def test_json_lines_as_training_data(tmp_path, data):
         source = JsonLines(str(tmp_path / "a.jsonl"), held_out=0.0, max_bad_records=2)
         return [source[i] for i in range(len(source))]
 
-    for record in read_or_refused(read) or []:
+    for record in assert_read_or_refused(read) or []:
         assert isinstance(record["text"], str)
 
 
@@ -158,7 +158,7 @@ def test_checkpoint_manifests(saved, tmp_path, name, data):
         "params": {"w": jax.ShapeDtypeStruct((64,), jnp.float32, sharding=sharding)},
         "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding),
     }
-    restored = read_or_refused(lambda: restore_newest(Checkpoints(run), wanted))
+    restored = assert_read_or_refused(lambda: restore_newest(Checkpoints(run), wanted))
     if restored is not None:
         np.testing.assert_array_equal(restored.state["params"]["w"], np.arange(64.0))
 
@@ -193,4 +193,4 @@ def test_sentencepiece_files(model_file, tmp_path, flips, cut, noise):
         vocabulary_.decode([*ids, 0, 1, 2, vocabulary_.size + 5])
         return vocabulary_.byte_lengths
 
-    read_or_refused(read)
+    assert_read_or_refused(read)
