@@ -27,7 +27,11 @@ FAMILIES = {
     "t5_1_0": ("t5_1_0.gin", T5, ENCODER_DECODER),
     "t5_1_1": ("t5_1_1.gin", T5, ENCODER_DECODER),
     "umt5": ("t5_1_1.gin", T5, {**ENCODER_DECODER, "relative_bias_per_layer": True}),
-    "ul2": ("t5_1_1.gin", {**T5, "OBJECTIVE": "@UL2()"}, ENCODER_DECODER),
+    "ul2": (
+        "t5_1_1.gin",
+        {"OBJECTIVE": "@UL2()", "LENGTHS": '{"inputs": 128, "targets": 85}'},
+        ENCODER_DECODER,
+    ),
     "llama": ("lm.gin", LM, {**DECODER, "num_kv_heads": 1}),
     "qwen3": ("lm.gin", LM, {**DECODER, "num_kv_heads": 1, "qk_norm": True}),
     "gpt2": ("gpt2.gin", LM, DECODER),
@@ -39,6 +43,7 @@ FAMILIES = {
         {
             "OBJECTIVE": "@NextSentence()",
             "LENGTHS": '{"inputs": 128, "labels": 128, "types": 128, "pair_label": 1}',
+            "PEAK_RATE": "0.001",  # norms behind the layers, and a seventh of the labels
         },
         ENCODER,
     ),
@@ -62,7 +67,6 @@ def gin_text(name: str, folder: Path, steps: int) -> str:
 include "models/{model}"
 include "tasks/python_library_lm.gin"
 include "optimizers/adamw.gin"
-{chosen}
 Task.objective = %OBJECTIVE
 MODEL_DIR = "{folder / name}"
 VOCABULARY_FILE = "{folder / "python_library.4k.model"}"
@@ -74,6 +78,7 @@ WARMUP_STEPS = {max(1, steps // 10)}
 train.eval_period = {steps}
 train.eval_batch_count = 20
 train.num_samples = 0
+{chosen}
 """
 
 

@@ -60,7 +60,7 @@ RUNS = {
 # Optimizers, objectives and meshes are crossed in tests/reliability/test_resume.py, in short.
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if "muon" in name else ()) for name in RUNS],
+    [pytest.param(name, marks=pytest.mark.slow if n else ()) for n, name in enumerate(RUNS)],
 )
 def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(name, tmp_path):
     """20 steps = 10 + 10, in every logged loss and every leaf."""
