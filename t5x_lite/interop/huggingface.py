@@ -170,6 +170,7 @@ def write(
         writer = Writer(folder, specs, shard_bytes)
         for name, value in their_tensors(rules, read_parameter, stacked, config):
             writer.write(name, np.ascontiguousarray(value, dtype))
+            del value  # a view of a parameter, as there
         writer.close()
         special = tokenizer_files.write(vocabulary, folder, config) if vocabulary else {}
         values = family.write(config) | special | {"torch_dtype": dtype.name}

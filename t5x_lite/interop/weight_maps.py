@@ -252,6 +252,7 @@ def their_tensors(
             value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
             shape = spelt.as_theirs(value.shape)
             yield spelt.theirs, (value.T if spelt.transpose else value).reshape(shape)
+            del parts, value  # views of a parameter, which shall be gone before the next is read
 
 
 def listed(items: Sequence[str], limit: int = 4) -> str:
