@@ -1,6 +1,6 @@
 """Fine-tuned models' scores: from the start, from the quickstart's weights, and with LoRA.
 
-  bash launch/quickstart.sh
+  bash launch/quickstart.sh        # or longer: ... --gin.TOTAL_STEPS=2000
   python benchmarks/fine_tuning.py --folder=runs/scores --pretrained=runs/quickstart \
       --cola=cola --multi30k=multi30k --shakespeare=input.txt --json=scores.json
   python benchmarks/fine_tuning.py --folder=F --pretrained=P --only=modules_full,modules_lora
