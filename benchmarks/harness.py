@@ -6,9 +6,10 @@
 Needs lm_eval here, and lm_eval with PyTorch and transformers there; no network. Tasks are made of
 Python's own library: "next_line", which of four lines follows (log-likelihoods); "go_on", what the
 model writes on (generate_until); "whole", texts (rolling log-likelihoods). Compared sample by
-sample: log-likelihoods must agree within --tolerance, texts must be equal, and so must the
-harness's own values be. What a decoder-only model gives a whole text is compared with
-add_bos_token=False: else `hf` scores the start token, too, which is nobody's text.
+sample: log-likelihoods must agree within --tolerance, or a millionth of them where that is more;
+texts must be equal, and so must the harness's own values be. What a decoder-only model gives a
+whole text is compared with add_bos_token=False: else `hf` scores the start token, too, which is
+nobody's text.
 """
 
 import argparse
