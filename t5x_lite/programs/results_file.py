@@ -56,7 +56,8 @@ def continued(path: str, key: str, together: int) -> Iterator[tuple[TextIO, int]
     begun = Path(f"{path}.{key}.tmp")
     for other in begun.parent.glob(f"{glob.escape(Path(path).name)}.{'[0-9a-f]' * 12}.tmp"):
         if other != begun:
-            print(f"{other}: of a call with other settings or texts; left there", file=sys.stderr)
+            said = "of a call with other settings or texts, left there; remove it if nobody wants it"
+            print(f"{other}: {said}", file=sys.stderr)
     lines = begun.read_bytes().split(b"\n")[:-1] if begun.exists() else []
     kept = lines[: len(lines) // together * together]
     with open(begun, "r+b" if begun.exists() else "xb") as file:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import weakref
 from pathlib import Path
 
 import jax
@@ -182,6 +183,21 @@ def test_nothing_but_what_is_asked_for_is_read(monkeypatch):
     assert found.shape == (1, 20, 14) and sum(read) == 20 * 14
     theirs = weights(GOLDEN / "llama")["model.layers.1.mlp.gate_proj.weight"]
     np.testing.assert_array_equal(found[0], theirs.T[:, 14:])
+
+
+def test_an_export_lets_a_parameter_go_before_it_reads_the_next(tmp_path):
+    folder = huggingface.read(GOLDEN / "t5_1_1")
+    shapes = huggingface.shapes_of(folder.config)
+    tensors, alive = folder.parameters(shapes), []
+
+    def read(name):
+        assert not [ref for ref in alive if ref() is not None]
+        value = tensors[name].all().copy()  # which owns its memory, so that views keep it
+        alive.append(weakref.ref(value))
+        return value
+
+    huggingface.write(tmp_path / "out", folder.config, read, shapes)
+    assert len(alive) == len(shapes)
 
 
 def test_nothing_of_a_file_stays_mapped():
