@@ -56,7 +56,7 @@ def continued(path: str, key: str, together: int) -> Iterator[tuple[TextIO, int]
     begun = Path(f"{path}.{key}.tmp")
     for other in begun.parent.glob(f"{glob.escape(Path(path).name)}.{'[0-9a-f]' * 12}.tmp"):
         if other != begun:
-            said = "of a call with other settings or texts, left there; remove it if nobody wants it"
+            said = "of a call with other settings or texts, left there; remove it if not wanted"
             print(f"{other}: {said}", file=sys.stderr)
     lines = begun.read_bytes().split(b"\n")[:-1] if begun.exists() else []
     kept = lines[: len(lines) // together * together]

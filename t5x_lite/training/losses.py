@@ -58,25 +58,29 @@ def check_coefficients(label_smoothing: float, z_loss: float) -> None:
 
 
 def token_losses(
-    logits: jax.Array, targets: jax.Array, *, label_smoothing: float, z_loss: float
+    logits: jax.Array, targets: jax.Array, *, label_smoothing: float, z_loss: float, axis: int = 2
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cross entropy, z-loss and log(Z) of each token of logits [B, T, V]; float32 [B, T] each."""
+    """Cross entropy, z-loss and log(Z) of each token of logits [B, T, V]; float32 [B, T] each.
+
+    ``axis``: where the vocabulary is; 0 for logits [V, B, T].
+    """
     logits = logits.astype(jnp.float32)
-    vocab_size = logits.shape[-1]
-    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    vocab_size = logits.shape[axis]
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=axis, keepdims=True))
     shifted = logits - top
-    log_sum = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))  # log(Z) - top
+    log_sum = jnp.log(jnp.sum(jnp.exp(shifted), axis=axis))  # log(Z) - top
     # Compare and sum, not gather: it fuses, and a vocabulary split over devices stays split.
-    is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
-    at_target = jnp.sum(jnp.where(is_target, shifted, 0.0), axis=-1)
-    log_z = log_sum + top[..., 0]
+    ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, axis)
+    is_target = ids == jnp.expand_dims(targets, axis)
+    at_target = jnp.sum(jnp.where(is_target, shifted, 0.0), axis=axis)
+    log_z = log_sum + jnp.squeeze(top, axis)
     z = z_loss * jnp.square(log_z)
     if not label_smoothing:
         return log_sum - at_target, z, log_z
 
     high, low = 1.0 - label_smoothing, label_smoothing / (vocab_size - 1)
     entropy = -(high * math.log(high) + label_smoothing * math.log(low))
-    smoothed = (high - low) * at_target + low * jnp.sum(shifted, axis=-1)
+    smoothed = (high - low) * at_target + low * jnp.sum(shifted, axis=axis)
     return log_sum - smoothed - entropy, z, log_z
 
 

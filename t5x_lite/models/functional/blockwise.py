@@ -76,11 +76,10 @@ def _attention(q, k, v, table, fixed, options):
 
 def _attention_fwd(q, k, v, table, fixed, options):
     if options.by_row:
-        where = _where(q, k, table, fixed, options)
+        fixed_at = _by_row(q, k, table, fixed, options)
 
         def row(b):
-            arrays, mask = _row((q, k, v), b), fixed[1].row(b)
-            return _drop(_forward(arrays, table, (where, mask), options))
+            return _drop(_forward(_row((q, k, v), b), table, fixed_at(b), options))
 
         out, top, total = jax.lax.map(row, jnp.arange(q.shape[0]))
     else:
@@ -96,10 +95,10 @@ def _attention_bwd(options, residuals, dout):
     dot = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     arrays = (q, k, v, dout, dot, top, total)
     if options.by_row:
-        where = _where(q, k, table, fixed, options)
+        fixed_at = _by_row(q, k, table, fixed, options)
 
         def backward(b):
-            return _backward(_row(arrays, b), table, (where, fixed[1].row(b)), options)
+            return _backward(_row(arrays, b), table, fixed_at(b), options)
 
         def row(dbias, b):
             *grads, more = backward(b)
@@ -121,13 +120,21 @@ def _one_block(q, k, options: Options) -> bool:
     return q.shape[3] == options.q_block and k.shape[2] == options.k_block
 
 
-def _where(q, k, table, fixed, options: Options):
-    """Where the bias begins; or the bias itself [N, T, S], drawn once for all rows, if that is one
-    block: XLA would draw it in every row's loop, an index computed for each number."""
-    if table is None or not _one_block(q, k, options):
-        return fixed[0]
-    bias = fixed[0].replace(table=table).bias(q.shape[3], k.shape[2])
-    return jax.lax.optimization_barrier(bias)
+def _by_row(q, k, table, fixed, options: Options):
+    """A function of b: what ``fixed`` is for the b-th row.
+
+    If a row is one block, bias [N, T, S] and mask [B or 1, 1, T, S] are drawn before the loop: XLA
+    would draw them in it, an index computed and a mask compared for each score.
+    """
+    where, mask = fixed
+    if not _one_block(q, k, options):
+        return lambda b: (where, mask.row(b))
+    T, S = q.shape[3], k.shape[2]
+    bias = None if table is None else where.replace(table=table).bias(T, S)
+    bias, seen = jax.lax.optimization_barrier((bias, mask.draw(T, S)))
+    if seen is None or len(seen) == 1:
+        return lambda b: (bias, seen)
+    return lambda b: (bias, jax.lax.dynamic_slice_in_dim(seen, b, 1, axis=0))
 
 
 def _row(arrays, b):
@@ -222,7 +229,9 @@ def _scores(q, k, table, fixed, i, j, options: Options):
             at = where.replace(table=table).at(i * options.q_block, j * options.k_block)
             bias = at.bias(Q, C)
         scores += bias.astype(jnp.float32).reshape(K, G, Q, C)
-    seen = mask.at(i * options.q_block, Q, j * options.k_block, C).draw(Q, C)
+    seen = mask
+    if isinstance(mask, Mask):
+        seen = mask.at(i * options.q_block, Q, j * options.k_block, C).draw(Q, C)
     if seen is not None:
         seen = seen[:, :, None]
         scores = jnp.where(seen, scores, MASKED)
