@@ -16,6 +16,7 @@ from t5x_lite.models.functional.attention import soft_cap
 from t5x_lite.models.model import Head
 from t5x_lite.parallel.mesh import MeshConfig, make_mesh
 from t5x_lite.parallel.rules import logical_rules, use_mesh
+from t5x_lite.training import vocabulary_loss as module
 from t5x_lite.training.losses import cross_entropy
 from t5x_lite.training.vocabulary_loss import vocabulary_loss
 
@@ -75,6 +76,20 @@ def test_values_and_gradients(tied, scale, cap, smoothing, z_loss, pieces):
     assert_same(actual, expected)
     sums = vocabulary_loss(hidden, head, targets, weights, real, pieces=pieces, **options)
     assert_same(tuple(sums), expected[0])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_tied_head_on_either_platform(platform, monkeypatch):
+    """A CPU has the vocabulary first in its logits, others last."""
+    monkeypatch.setattr(module, "platform", lambda: platform)
+    hidden, head, targets, weights = problem(True, 2.0, 3.0)
+    options = {"label_smoothing": 0.1, "z_loss": 1e-2}
+    expected = gradients(whole, hidden, head, targets, weights, weights, **options)
+    actual = gradients(in_pieces, hidden, head, targets, weights, weights, pieces=3, **options)
+    assert_same(actual, expected)
+    program = jax.jit(lambda h: in_pieces(h, head.kernel, head, targets, weights, None, pieces=2))
+    logits = {"cpu": f"tensor<{V}x1x20xf32>", "gpu": f"tensor<1x20x{V}xf32>"}[platform]
+    assert logits in program.lower(hidden).as_text()
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 1, 2), (1, 4, 1, 2), (1, 2, 2, 1), (1, 4, 1, 1)])
