@@ -2,6 +2,7 @@
 
   python benchmarks/step.py --json=step.json                            # t5x_lite alone
   python benchmarks/step.py --torch_python=TORCH_ENV/bin/python         # and Hugging Face, A B A B
+  python benchmarks/step.py --workloads=t5 --t5x=CHECKOUT               # and T5X's model
   python benchmarks/step.py --tiny --rounds=1 --steps=1                 # does it run?
 
 Workloads: "t5", T5 1.1 small (512 + 114 tokens, untied, 76.96M parameters), and "lm", like GPT-2
@@ -87,6 +88,14 @@ def child(name: str, steps: int, tiny: bool, changes: dict) -> dict:
     step = make_train_step(model, transform, optimizer.schedule)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     batch = jax.device_put(features(lengths, rows, config.vocab_size))
+    found = measured(step, state, batch, steps, lambda state: state.params)
+    return found | {"model_flops": train_flops(config, lengths, rows)}
+
+
+def measured(step, state, batch, steps: int, params_of) -> dict:
+    """Runs ``step(state, batch)`` once and ``steps`` times more: what all sides report."""
+    import jax
+
     cpu, losses, first = [], [], None
     for _ in range(steps + 1):
         begin = time.process_time()
@@ -98,8 +107,7 @@ def child(name: str, steps: int, tiny: bool, changes: dict) -> dict:
         "cpu_seconds": statistics.median(cpu[1:]),
         "first_step_seconds": first,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-        "model_flops": train_flops(config, lengths, rows),
+        "parameters": sum(x.size for x in jax.tree.leaves(params_of(state))),
         "losses": losses,
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
     }
@@ -148,10 +156,14 @@ def measure(args) -> dict:
         if args.torch_python:
             for mode in ("eager", "compile"):
                 sides[f"torch {mode}"] = [*theirs, f"--workload={name}", f"--mode={mode}", *tiny]
+        if args.t5x and name == "t5":
+            its = [sys.executable, str(HERE / "t5x_step.py"), f"--t5x={args.t5x}"]
+            sides["T5X"] = [*its, f"--steps={args.steps}", *tiny]
         runs: dict[str, list] = {side: [] for side in [*sides, "matmul"]}
         for _ in range(args.rounds):
             for side, command in sides.items():
-                runs[side].append(run(command, args.xla_flags))
+                # T5X sets no flags.
+                runs[side].append(run(command, "" if side == "T5X" else args.xla_flags))
             runs["matmul"].append(run([sys.executable, __file__, "--matmul"], args.xla_flags))
         results[name] = {side: summary(found) for side, found in runs.items()}
     return results
@@ -188,6 +200,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--torch_python", help="interpreter with torch and transformers")
+    parser.add_argument("--t5x", help="a checkout of T5X, for its model")
     parser.add_argument("--xla_flags", default="--xla_cpu_experimental_ynn_fusion_type=")
     parser.add_argument("--set", default='{"remat": "minimal"}', help="changes of the model")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try the script")

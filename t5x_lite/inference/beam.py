@@ -38,6 +38,11 @@ class BeamSearch:
             # The bound that ends the search holds only if the penalty grows with the length.
             raise UserError(f"BeamSearch.alpha is {self.alpha}, expected 0 (no penalty) or more.")
 
+    @property
+    def tokens_a_step(self) -> int:
+        """How many tokens a step reads for each batch entry."""
+        return self.beams
+
     def search(self, start: Start, rng=None) -> tuple[jax.Array, jax.Array]:
         """Returns tokens [B, K, N] int32 and scores [B, K] float32, best first."""
         del rng

@@ -127,8 +127,9 @@ def generate(
     ),
 )
 def _generate(model, params, batch, prompts, rng, *, method, include_prompts, **options):
-    ahead = getattr(method, "ahead", 0)
-    start = prefill(model, params, batch, prompts, ahead=ahead, **options)
+    options["ahead"] = getattr(method, "ahead", 0)
+    options["tokens_a_step"] = getattr(method, "tokens_a_step", 1)
+    start = prefill(model, params, batch, prompts, **options)
     tokens, scores = method.search(start, rng)
     if include_prompts and prompts is not None:
         width = options["max_length"] or prompts.shape[1] + start.size

@@ -44,6 +44,11 @@ class Lookup:
         """How many tokens more than the longest text the cache has to hold."""
         return self.guesses
 
+    @property
+    def tokens_a_step(self) -> int:
+        """How many tokens a step reads for each batch entry."""
+        return self.guesses + 1
+
     def search(self, start: Start, rng=None) -> tuple[jax.Array, jax.Array]:
         """Returns tokens [B, 1, N] int32 and log-probabilities [B, 1] float32."""
         del rng

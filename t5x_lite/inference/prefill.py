@@ -69,10 +69,12 @@ def prefill(
     bidirectional: bool,
     eos_id: int,
     ahead: int = 0,
+    tokens_a_step: int = 1,
 ) -> Start:
     """Runs the start token and the prompts through the model in one pass.
 
-    ``ahead``: how many tokens more than the longest text the cache is to hold.
+    ``ahead``: how many tokens more than the longest text the cache is to hold. ``tokens_a_step``:
+    how many a step of the search reads for each batch entry.
     """
     size = max_new_tokens if max_length is None else max_length
     if prompts is None:
@@ -92,7 +94,7 @@ def prefill(
     logits, cache = model.decode(
         whole, cache, tokens, valid=valid, bidirectional=mask, last_only=True
     )
-    stepper, params, cache = model.for_steps(params, cache)
+    stepper, params, cache = model.for_steps(params, cache, tokens_a_step * tokens.shape[0])
 
     def step(cache, last):
         logits, cache = stepper.decode(expanded(params), cache, last[:, None])

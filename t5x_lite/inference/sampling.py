@@ -63,6 +63,11 @@ class Sample:
         if self.num_samples < 1:
             raise UserError(f"Sample.num_samples is {self.num_samples}, expected 1 or more.")
 
+    @property
+    def tokens_a_step(self) -> int:
+        """How many tokens a step reads for each batch entry."""
+        return self.num_samples
+
     def search(self, start: Start, rng=None) -> tuple[jax.Array, jax.Array]:
         """Returns tokens [B, n, N] int32 and log-probabilities [B, n] float32, best first."""
         if self.temperature <= COLDEST:

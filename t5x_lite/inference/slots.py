@@ -21,7 +21,7 @@ from t5x_lite.inference.prefill import left_pad
 from t5x_lite.inference.sampling import COLDEST, MASKED, most_probable
 from t5x_lite.inference.weights import expanded
 from t5x_lite.models import Model
-from t5x_lite.models.transformer import unstack_layers
+from t5x_lite.models.transformer import decoder_for_steps, unstack_layers
 from t5x_lite.parallel.platform import platform
 from t5x_lite.parallel.rules import active
 
@@ -123,16 +123,16 @@ class Slots:
         return logits[:, 0], cache
 
 
-def for_slots(model: Model, params: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
+def for_slots(model: Model, params: dict[str, Any], rows: int) -> tuple[Model, dict[str, Any]]:
     """The model and its parameters in the form in which slices are fast, once and for all.
 
     As `Model.for_steps`, but of the encoder, too, so that nothing is kept twice.
     """
-    if not model.config.scan_layers or platform() != "cpu":
+    if platform() != "cpu":
         return model, params
-    stacks = {
-        name: unstack_layers(params[name]) for name in ("encoder", "decoder") if name in params
-    }
+    stacks = {"decoder": decoder_for_steps(params["decoder"], rows)}
+    if "encoder" in params:
+        stacks["encoder"] = unstack_layers(params["encoder"])
     return Model(dataclasses.replace(model.config, scan_layers=False)), params | stacks
 
 

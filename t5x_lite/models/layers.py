@@ -21,6 +21,13 @@ from t5x_lite.models.functional.fusing import joined_init, split_heads, stacked_
 from t5x_lite.models.functional.mlp import gated
 from t5x_lite.models.functional.norms import layer_norm, rms_norm
 from t5x_lite.models.functional.positions import RelativePositions, rotary_frequencies, rotate
+from t5x_lite.models.products import (
+    TRANSPOSED,
+    few_rows,
+    low_rank,
+    product,
+    transposed_product,
+)
 from t5x_lite.parallel.gather import with_gathered
 from t5x_lite.parallel.platform import one_device, platform
 from t5x_lite.parallel.rules import constrain
@@ -39,20 +46,6 @@ WEIGHTS = "attention_weights"  # the collection that they go to, if it is wanted
 TOKENS = ("activation_batch", "activation_length", None)  # the axes of [B, T, features]
 
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., in] @ kernel [in, *out]."""
-    if not one_device():
-        return jnp.tensordot(x, kernel, 1) if kernel.ndim > 2 else x @ kernel
-    # Two matrices: of any other product's gradient, XLA's CPU backend transposes copies first.
-    y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(x.shape[-1], -1)
-    return y.reshape(*x.shape[:-1], *kernel.shape[1:])
-
-
-def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """x [..., in] @ a [in, rank] @ b [rank, *out]."""
-    return product(product(x, a), b)
-
-
 class Dense(nn.Module):
     """x [..., in] @ kernel [in, *features] (+ bias), computed in x's dtype."""
 
@@ -65,10 +58,14 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(self.init, self.axes)
         out = (self.features,) if isinstance(self.features, int) else self.features
-        kernel = self.param("kernel", init, (x.shape[-1], *out), jnp.float32)
-        kernel = kernel.astype(x.dtype)
         names = (*TOKENS[:2], *(None,) * len(out))
-        y = with_gathered(product, [x], [TOKENS], [kernel], [self.axes], names)
+        if self.has_variable("params", TRANSPOSED):
+            y = transposed_product(x, self.get_variable("params", TRANSPOSED))
+            y = y.reshape(*x.shape[:-1], *out)
+        else:
+            kernel = self.param("kernel", init, (x.shape[-1], *out), jnp.float32)
+            kernel = kernel.astype(x.dtype)
+            y = with_gathered(product, [x], [TOKENS], [kernel], [self.axes], names)
         if self.has_variable(ADAPTERS, "lora_a"):
             a, b = (self.get_variable(ADAPTERS, f"lora_{i}").astype(x.dtype) for i in "ab")
             axes = [(self.axes[0], None), (None, *self.axes[1:])]
@@ -127,6 +124,8 @@ class Embed(nn.Module):
     def logits(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> float32 [B, T, num]: the table as the output layer."""
         table = self.embedding.astype(x.dtype)
+        if few_rows(x.shape[0] * x.shape[1]):
+            return transposed_product(x, table, jnp.float32)
         product = functools.partial(jnp.einsum, "BTD,VD->BTV", preferred_element_type=jnp.float32)
         return with_gathered(product, [x], [TOKENS], [table], [self.axes], TOKENS)
 
@@ -140,6 +139,8 @@ class LogitsDense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = kernel_init(self.config, "truncated_normal")
         init = nn.with_logical_partitioning(init, ("embed", "vocab"))
+        if self.has_variable("params", TRANSPOSED):
+            return transposed_product(x, self.get_variable("params", TRANSPOSED), jnp.float32)
         kernel = self.param("kernel", init, (x.shape[-1], self.config.vocab_size), jnp.float32)
         kernel = kernel.astype(x.dtype)
         product = functools.partial(jnp.einsum, "BTD,DV->BTV", preferred_element_type=jnp.float32)

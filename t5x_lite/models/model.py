@@ -17,7 +17,7 @@ from t5x_lite.models.cross_cache import cross_cache
 from t5x_lite.models.functional.attention import Mask, soft_cap
 from t5x_lite.models.heads import Outputs
 from t5x_lite.models.layers import WEIGHTS
-from t5x_lite.models.transformer import unstack_layers
+from t5x_lite.models.transformer import decoder_for_steps
 from t5x_lite.models.xlnet import XLNet
 from t5x_lite.parallel.platform import platform
 from t5x_lite.parallel.rules import constrain
@@ -341,24 +341,30 @@ class Model:
         layers = {"self": layers, "cross": cache["layers"]["cross"]}
         return logits, cache | {"index": index + T, "layers": layers}
 
-    def for_steps(self, params: Params, cache: Cache) -> "tuple[Model, Params, Cache]":
+    def for_steps(
+        self, params: Params, cache: Cache, rows: int = 1
+    ) -> "tuple[Model, Params, Cache]":
         """This model, parameters and a cache in the form in which single steps are fast.
 
         On a CPU a scan copies every layer's weights and cache out of the stack and back, at each
-        step; so there, at the price of one copy of the decoder, layers are unrolled. LoRA's
-        changes are made once.
+        step; so there, at the price of one copy of the decoder, layers are unrolled, and their
+        kernels transposed if a step has several rows, but few. LoRA's changes are made once.
+
+        Args:
+          rows: of the products of a step: tokens of all texts, samples and beams.
         """
         model, params = self.merged(params)
-        if not self.config.scan_layers or platform() != "cpu":
+        if platform() != "cpu":
             return model, params, cache
-        model = Model(dataclasses.replace(model.config, scan_layers=False))
-        params = params | {"decoder": unstack_layers(params["decoder"])}
-        each = range(self.config.num_decoder_layers)
-        layers = {
-            name: part and tuple(jax.tree.map(lambda a, i=i: a[i], part) for i in each)
-            for name, part in cache["layers"].items()
-        }
-        return model, params, cache | {"layers": layers}
+        if self.config.scan_layers:
+            model = Model(dataclasses.replace(model.config, scan_layers=False))
+            each = range(self.config.num_decoder_layers)
+            layers = {
+                name: part and tuple(jax.tree.map(lambda a, i=i: a[i], part) for i in each)
+                for name, part in cache["layers"].items()
+            }
+            cache = cache | {"layers": layers}
+        return model, params | {"decoder": decoder_for_steps(params["decoder"], rows)}, cache
 
     @staticmethod
     def rewind(cache: Cache, count: jax.Array | int) -> Cache:

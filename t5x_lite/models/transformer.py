@@ -22,6 +22,7 @@ from t5x_lite.models.layers import (
     implementation,
 )
 from t5x_lite.models.moe import AUX, MoE
+from t5x_lite.models.products import few_rows, transpose_kernels
 from t5x_lite.parallel.gather import gathering, keep_all_but_gathered
 from t5x_lite.parallel.rules import constrain
 
@@ -284,3 +285,9 @@ def unstack_layers(params: dict) -> dict:
         else:
             out[name] = unstack_layers(value) if isinstance(value, dict) else value
     return out
+
+
+def decoder_for_steps(params: dict, rows: int) -> dict:
+    """A decoder's parameters, unrolled, for steps of ``rows`` tokens on a CPU."""
+    unrolled = unstack_layers(params)
+    return transpose_kernels(unrolled) if rows > 1 and few_rows(rows) else unrolled

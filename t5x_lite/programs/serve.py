@@ -104,7 +104,7 @@ def _texts(setup: Setup, params: Any, settings: ServeConfig) -> Texts:
     with around():
         merged, params = setup.model.merged(params)
         params = compress(params, _given("weights", "float32"))
-        model, params = for_slots(merged, params)
+        model, params = for_slots(merged, params, settings.slots)
     vocabulary, template = setup.task.vocabulary, template_of(setup.task)
     slots = Slots(model, settings.slots, columns, vocabulary.eos_id)
     engine = Engine(

@@ -55,7 +55,7 @@ class Markov:
     def rewind(self, cache, count):
         raise NotImplementedError
 
-    def for_steps(self, params, cache):
+    def for_steps(self, params, cache, rows):
         return self, params, cache
 
     def map_cache(self, fn, cache):

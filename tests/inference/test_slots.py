@@ -36,7 +36,7 @@ class Table:
     """Decodes prompts in the slots they are given, from the slices they are given on."""
 
     def __init__(self, model, params):
-        self.model, self.params = for_slots(model, params)
+        self.model, self.params = for_slots(model, params, rows=3)
         self.slots = Slots(self.model, 3, WIDTH + 1 + NEW)
 
     def run(self, come: dict[int, list[tuple[int, int, dict]]]) -> dict[int, list]:
