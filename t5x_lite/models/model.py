@@ -1,6 +1,7 @@
 """A model as everything above this folder sees it: pure functions over plain nested dicts."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -95,7 +96,10 @@ class Model:
 
     def abstract_params(self) -> Params:
         """The parameters as jax.ShapeDtypeStruct, without computing or allocating anything."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        params = nn.unbox(_boxed_shapes(self))
+        if not self.config.adapters:
+            return params
+        return jax.eval_shape(self.adapted, params, jax.random.key(0))
 
     def logical_axes(self) -> Params:
         """A tree shaped like the parameters, of tuples of logical axis names."""
@@ -105,7 +109,7 @@ class Model:
         return adapters.logical_axes(self.config, adapters.base_of(self.abstract_params()), axes)
 
     def _base_axes(self) -> Params:
-        boxed = jax.eval_shape(self._boxed_init, jax.random.key(0))
+        boxed = _boxed_shapes(self)
         is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
         return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
 
@@ -387,3 +391,8 @@ class Model:
             "valid": fn(cache["valid"], 0),
             "prefix": fn(cache["prefix"], 0),
         }
+
+
+@functools.lru_cache(maxsize=8)  # tracing takes a quarter of a second, and is asked for often
+def _boxed_shapes(model: Model) -> Params:
+    return jax.eval_shape(model._boxed_init, jax.random.key(0))

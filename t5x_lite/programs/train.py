@@ -21,6 +21,7 @@ from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.planning.check import predicted_and_measured
 from t5x_lite.programs import describe, folder
+from t5x_lite.programs.ahead import Ahead
 from t5x_lite.programs.build import build, fresh_state, started_from
 from t5x_lite.programs.exports import CheckpointConfig, ExportingCheckpoints
 from t5x_lite.programs.held_out import HeldOut
@@ -170,6 +171,8 @@ def train(
         describe.print_start(numbers)
         for binding in config.unused_bindings():
             say(f"warning: nothing here uses {binding}")
+        with use_mesh(setup.mesh, setup.rules):
+            compiling = Ahead(training.step, abstract, setup.abstract_batch())
         if restored:
             state = type(abstract)(**restored.state)
             loader.restore(restored.position[setup.rows])
@@ -227,6 +230,7 @@ def train(
             evaluate_now(first=True)
         stop, last = False, held_out.exhausted(step)
         with recorder.training():
+            training = training._replace(step=compiling.result())
             while not (last or stop):
                 with recorder.waiting_for_data():
                     batch = next(batches)

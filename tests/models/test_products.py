@@ -22,7 +22,7 @@ CONFIGS = {
     "unrolled": dataclasses.replace(LM, scan_layers=False),
     "experts": dataclasses.replace(LM, num_experts=2, use_bias=False),
 }
-TOKENS = np.random.default_rng(0).integers(3, 60, (2, 5)).astype(np.int32)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 60, (2, 5)), jnp.int32)
 
 
 def drawn(shape):
@@ -90,7 +90,7 @@ def test_steps_of_several_rows_compute_what_one_pass_does(name, weights):
     assert kernels(one, "kernel") and not kernels(one, TRANSPOSED)
     # What is left: keys and values of a cross-attention, made once, and experts.
     left = {path.split("/")[1] for path in kernels(several, "kernel")}
-    assert left == {"t5": {"encoder_decoder_attention"}, "experts": {"mlp"}}.get(
+    assert left == {"t5": {"encoder_decoder_attention"}, "experts": {"moe"}}.get(
         name.replace("fused", "t5"), set()
     )
     assert any("out" in path for path in kernels(several, TRANSPOSED))
