@@ -10,6 +10,7 @@ import errno
 import importlib
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,7 @@ import t5x_lite
 from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.verbs import DEBUG, GIN_FLAGS, VERBS
 
+BACKGROUND = "t5x_lite-background"  # threads that nothing waits for once a command has failed
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -25,7 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)  # a log shows each line when it is printed
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return status_of(lambda: _run(arguments), debug="--debug" in arguments)
+    status = status_of(lambda: _run(arguments), debug="--debug" in arguments)
+    if status and argv is None:
+        _leave(status)
+    return status
+
+
+def _leave(status: int) -> None:
+    """Ends the process now if something is still at work in the background, for nothing."""
+    if any(thread.name.startswith(BACKGROUND) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def status_of(command: Callable[[], int | None], debug: bool = False) -> int:

@@ -46,8 +46,9 @@ def few_rows(rows: int) -> bool:
 def transpose_kernels(decoder: dict) -> dict:
     """An unrolled decoder's parameters with dense kernels as TRANSPOSED, for single steps.
 
-    They are taken out of ``decoder``, to be freed one by one. What steps don't multiply by stays:
-    experts, and the kernels of a cross-attention's keys and values.
+    They are taken out of ``decoder``, to be freed one by one. What stays: experts and their router,
+    which aren't dense layers, and the kernels of a cross-attention's keys and values, which steps
+    don't multiply by.
     """
     found = {}
     for name in list(decoder):

@@ -171,7 +171,7 @@ def train(
         describe.print_start(numbers)
         for binding in config.unused_bindings():
             say(f"warning: nothing here uses {binding}")
-        with use_mesh(setup.mesh, setup.rules):
+        with goodput.spend("compile"), use_mesh(setup.mesh, setup.rules):
             compiling = Ahead(training.step, abstract, setup.abstract_batch())
         if restored:
             state = type(abstract)(**restored.state)
@@ -230,7 +230,8 @@ def train(
             evaluate_now(first=True)
         stop, last = False, held_out.exhausted(step)
         with recorder.training():
-            training = training._replace(step=compiling.result())
+            if not last:
+                training = training._replace(step=compiling.result())
             while not (last or stop):
                 with recorder.waiting_for_data():
                     batch = next(batches)

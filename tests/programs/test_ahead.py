@@ -1,5 +1,8 @@
 """The step that is compiled while a run is set up."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -40,3 +43,16 @@ def test_free_memory_is_returned_wherever_that_is_possible(monkeypatch):
     return_free_memory()
     monkeypatch.setattr("sys.platform", "darwin")
     return_free_memory()
+
+
+def test_after_an_error_the_command_does_not_wait_for_the_compiler():
+    """As Python would, for a thread that isn't finished."""
+    code = """
+import sys, threading, time
+from t5x_lite import cli
+threading.Thread(target=time.sleep, args=(60,), name=cli.BACKGROUND + "_0").start()
+sys.argv = ["t5x_lite", "nonsense"]
+sys.exit(cli.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2 and "nonsense" in done.stderr
