@@ -91,7 +91,8 @@ def test_the_time_of_the_run_is_accounted_for(watched):
     last = [line for line in lines if "goodput" in line][-1]
     seconds = {name: last[f"seconds/{name}"] for name in ACCOUNTS}
     assert all(seconds[n] > 0 for n in ACCOUNTS if n not in ("lost",)) and seconds["lost"] == 0
-    assert seconds["compile"] > 10 * seconds["step"] / 200
+    # Tracing, the first step, and what was left to wait for: the compiler works while others do.
+    assert seconds["compile"] > 2 * seconds["step"] / 200
     assert last["goodput"] == pytest.approx(seconds["step"] / sum(seconds.values()))
     assert summary["goodput"] == last["goodput"] and "training steps" in summary["time"]
     assert summary["restarts"] == 0
