@@ -36,7 +36,10 @@ class Decoded(NamedTuple):
 
 
 class Method(Protocol):
-    """A search. Hashable, because `generate` compiles once for each."""
+    """A search. Hashable, because `generate` compiles once for each.
+
+    It may have ``ahead`` and ``tokens_a_step`` (see `prefill`), which are 0 and 1 otherwise.
+    """
 
     def search(self, start: Start, rng) -> tuple[jax.Array, jax.Array]:
         """Returns tokens [B, n, start.size] int32 and scores [B, n] float32, best first."""

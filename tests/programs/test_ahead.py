@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +40,17 @@ def test_an_error_of_compiling_comes_with_the_result():
         Ahead(broken).result()
 
 
-def test_free_memory_is_returned_wherever_that_is_possible(monkeypatch):
+@pytest.mark.parametrize("system, calls", [("linux", [0]), ("darwin", [])])
+def test_free_memory_is_returned_where_the_c_library_can(system, calls, monkeypatch):
+    trimmed = []
+    monkeypatch.setattr("sys.platform", system)
+    library = types.SimpleNamespace(malloc_trim=trimmed.append)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
     return_free_memory()
-    monkeypatch.setattr("sys.platform", "darwin")
+    assert trimmed == calls
+    monkeypatch.setattr("ctypes.CDLL", lambda name: types.SimpleNamespace())  # musl
     return_free_memory()
+    assert trimmed == calls
 
 
 def test_after_an_error_the_command_does_not_wait_for_the_compiler():
