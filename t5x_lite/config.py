@@ -134,7 +134,8 @@ def parse(
         try:
             gin.bind_parameter(binding.gin_key, checks.to_gin(binding.value))
         except ValueError as error:  # a rule of gin's that the checks above don't know
-            raise UserError(f"{str(error).splitlines()[0]} ({binding.where})") from error
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{reason} ({binding.where})") from error
     _given[:] = [b for b in reader.bindings[number_from_files:] if final.get(b.key) is b]
 
 
@@ -275,7 +276,7 @@ def _statements(text: str, place: str):
         yield from config_parser.ConfigParser(text, Placeholders())
     except (SyntaxError, tokenize.TokenError) as error:
         number = getattr(error, "lineno", None) or error.args[1][0]
-        lines = text.splitlines() or [""]
+        lines = text.split("\n")
         line = lines[min(number, len(lines)) - 1].strip()
         raise UserError(
             f"{place}:{number}: cannot read '{line}' as gin; expected NAME.PARAMETER = VALUE, with "

@@ -8,6 +8,7 @@ import gin
 
 from t5x_lite.corpus.steps import Document, Filter, Step, count, rule
 from t5x_lite.corpus.text import count_sentences
+from t5x_lite.lines import split_lines
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _POLICIES = (
@@ -42,7 +43,7 @@ class C4(Step):
     def clean(self, text: str) -> tuple[str, str | None, dict[str, int]]:
         """(the lines that are left, the rule that the page breaks, lines removed by rule)."""
         kept, removed, sentences = [], {}, 0
-        for line in text.splitlines():
+        for line in split_lines(text):
             line = line.strip()
             number = len(line.split())
             too_long = self.max_word_length is not None and any(

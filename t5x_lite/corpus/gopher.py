@@ -11,6 +11,7 @@ import gin
 
 from t5x_lite.corpus.steps import Filter, rule
 from t5x_lite.corpus.text import repeated, words
+from t5x_lite.lines import split_lines
 
 _PARAGRAPHS = re.compile(r"\n{2,}")
 _LINES = re.compile(r"\n+")
@@ -67,7 +68,7 @@ class GopherQuality(Filter):
         return self._broken_by_lines(text) or self._broken_by_words(found, total)
 
     def _broken_by_lines(self, text: str) -> str | None:
-        lines = text.splitlines() or [""]
+        lines = split_lines(text) or [""]
         bullets = sum(line.lstrip().startswith(("\u2022", "-")) for line in lines)
         if self.max_bullet_lines is not None and bullets / len(lines) > self.max_bullet_lines:
             return "bullet_lines"

@@ -11,6 +11,7 @@ import gin
 from t5x_lite.corpus.steps import Document, Filter, Step, count, rule
 from t5x_lite.corpus.text import comparable, repair
 from t5x_lite.errors import UserError
+from t5x_lite.lines import read_lines
 
 
 @gin.configurable(module="t5x_lite")
@@ -145,6 +146,6 @@ def _any_of(file: str) -> re.Pattern:
 
 def _read(file: str) -> list[str]:
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        return read_lines(file)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the list {file} can't be read ({error}); expected UTF-8 lines") from None

@@ -196,7 +196,8 @@ def _parquet(reader, stream, path, name, problems):
                     else:
                         yield _fields(reader, row)
     except pyarrow.ArrowException as error:
-        problems.add("damaged Parquet file", f"{name}: {str(error).splitlines()[0][:200]}")
+        reason = str(error).split("\n")[0][:200]
+        problems.add("damaged Parquet file", f"{name}: {reason}")
 
 
 def _html(reader, stream, path, name, problems):

@@ -98,7 +98,7 @@ def read_rows(path: Path, chosen: range, buckets: int) -> Iterator[tuple[int, An
         for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
             if begin < end:
                 file.seek(base + begin)
-                yield from map(json.loads, _unpacked(file.read(end - begin)).splitlines())
+                yield from map(json.loads, _unpacked(file.read(end - begin)).rstrip().split(b"\n"))
 
 
 def _unpacked(data: bytes) -> bytes:

@@ -16,6 +16,7 @@ import numpy as np
 
 from t5x_lite.data.vocabulary import REPLACEMENT, Vocabulary, _begins_word, _read
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.lines import split_lines
 
 _SENTINEL = re.compile(r"<extra_id_(\d+)>")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -240,8 +241,8 @@ BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 def _word_pieces(path: Path) -> bytes:
     """The tokenizer.json of BERT's tokenizer with the pieces of a vocab.txt, one a line."""
-    tokenizers, lines = _package(), _read(path).decode("utf-8", "replace").splitlines()
-    pieces = {line.strip(): i for i, line in enumerate(lines)}
+    tokenizers, lines = _package(), split_lines(_read(path).decode("utf-8", "replace"))
+    pieces = {line: i for i, line in enumerate(lines)}  # its line number is a piece's id
     missing = [token for token in BERT_TOKENS if token not in pieces]
     if missing or pieces["[PAD]"] != 0:
         raise UserError(

@@ -115,7 +115,7 @@ def parse(text: str) -> Program:
     """Reads `compiled.as_text()`."""
     computations: dict[str, list[Instruction]] = {}
     body, entry = None, ""
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if head := _HEAD.match(line):
             body = computations.setdefault(head[2], [])
             entry = head[2] if head[1] else entry

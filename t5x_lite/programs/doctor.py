@@ -98,7 +98,7 @@ def examine() -> dict:
         report["processes"] = jax.process_count()
         report["compilation_cache"] = jax.config.jax_compilation_cache_dir
     except Exception as error:  # whatever a broken installation throws is the finding
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = (str(error).strip() or type(error).__name__).split("\n")[0]
         report["problems"].append(f"jax doesn't start: {message}")
     report["hints"] = unseen_accelerators({d["platform"] for d in report["devices"]})
     return report
@@ -238,7 +238,7 @@ def nvidia_gpus() -> list[str]:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
+    return [line for line in listing.stdout.split("\n") if line.startswith("GPU ")]
 
 
 def as_text(report: dict) -> str:

@@ -104,8 +104,8 @@ class ExportingCheckpoints(Checkpoints):
             step, process, errors = self._child
             if process.wait() if wait else process.poll():
                 errors.seek(0)
-                said = errors.read().decode(errors="replace").strip().splitlines() or ["nothing"]
-                log.warning("Step %d wasn't exported: convert said %r.", step, said[-1][:300])
+                said = errors.read().decode(errors="replace").strip().split("\n")[-1][:300]
+                log.warning("Step %d wasn't exported: convert said %r.", step, said or "nothing")
             if process.returncode is None:
                 return
             errors.close()

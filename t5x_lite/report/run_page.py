@@ -5,6 +5,7 @@ from importlib import resources
 from typing import Any
 
 from t5x_lite import page
+from t5x_lite.lines import split_lines
 from t5x_lite.page import escape, table
 from t5x_lite.report.runs import Run, differences, thin
 from t5x_lite.training.goodput import ACCOUNTS
@@ -303,7 +304,7 @@ def _configuration(runs: Sequence[Run], names: Sequence[str]) -> Iterator[str]:
 
 def _parameters(runs: Sequence[Run], names: Sequence[str]) -> Iterator[str]:
     for run, name in zip(runs, names, strict=True):
-        if lines := run.parameters.splitlines():
+        if lines := split_lines(run.parameters):
             yield _folded(f"{name}: {lines[-1]}", run.parameters, "class=wide")
 
 

@@ -100,7 +100,7 @@ def _tokens_per_step(identity: Mapping[str, Any]) -> int | None:
 def parse_config(text: str) -> dict[str, str]:
     """gin text -> {name: value}, each value on one line; comments and imports are left out."""
     found, name = {}, ""
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line[:1] in ("", "#") or line.startswith(("import ", "from ", "include ")):
             continue
         first, equals, value = line.partition(" = ")

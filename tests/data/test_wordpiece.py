@@ -54,3 +54,24 @@ def test_a_list_of_words_is_no_vocabulary(tmp_path):
     (tmp_path / "vocab.txt").write_text("[UNK]\n[PAD]\nword\n")
     with pytest.raises(UserError, match=r"expected \[PAD\] in its first line, and \[CLS\]"):
         _ = HuggingFaceVocabulary(tmp_path / "vocab.txt").size
+
+
+def test_an_id_is_a_line_number_whatever_the_piece_is(tmp_path):
+    # bert-base-chinese holds U+2028 as a piece; others hold a lone carriage return or U+0085.
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "the",
+        "\u2028",
+        "\x85",
+        "cat",
+        "\f",
+        "on",
+    ]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "vocab.txt").write_bytes("".join(p + end for p in pieces).encode())
+        vocabulary = HuggingFaceVocabulary(tmp_path / "vocab.txt")
+        assert vocabulary.encode("the cat on").tolist() == [5, 8, 10]
