@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 import types
 from pathlib import Path
@@ -278,7 +277,7 @@ from t5x_lite import cli, verbs
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit "ignore"
 def main(args):
     print("started", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 sys.modules["sleepy"] = types.SimpleNamespace(main=main)
 cli.VERBS["sleep"] = verbs.Verb("sleepy", "sleep", "", gin=False)
 sys.exit(cli.main(["sleep"]))
@@ -288,7 +287,7 @@ sys.exit(cli.main(["sleep"]))
                                stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
     assert process.stdout.readline() == "started\n"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (130, "interrupted\n")
 
 
@@ -297,16 +296,15 @@ def test_stdout_shows_each_line_at_once_in_a_pipe():
     code = """
 import sys, time, types
 from t5x_lite import cli, verbs
-sys.modules["slow"] = types.SimpleNamespace(main=lambda args: print("line") or time.sleep(60))
+sys.modules["slow"] = types.SimpleNamespace(main=lambda args: print("line") or time.sleep(600))
 cli.VERBS["slow"] = verbs.Verb("slow", "be slow", "", gin=False)
 cli.main(["slow"])
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
                           env=environment) as process:  # fmt: skip
-        start = time.monotonic()
         assert process.stdout.readline() == "line\n"
-        assert time.monotonic() - start < 30
+        assert process.poll() is None  # at its end, everything would be written anyway
         process.kill()
 
 

@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import pytest
 pytest.importorskip("apache_beam", reason="needs the extra `corpus`")
 pytest.importorskip("tensorflow_datasets", reason="needs the extra `corpus`")
 pytest.importorskip("rensa", reason="needs the extra `corpus`")
+
+from waiting import wait_until
 
 import t5x_lite
 from t5x_lite.corpus.c4 import C4
@@ -162,10 +163,8 @@ def test_another_runner_makes_the_same(made, tmp_path):
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
-        while not (port_file.exists() and port_file.read_text()):
-            assert time.monotonic() < deadline and server.poll() is None
-            time.sleep(0.05)
+        wait_until(lambda: server.poll() or (port_file.exists() and port_file.read_text()))
+        assert server.poll() is None
         options = ("--runner=PortableRunner", "--environment_type=LOOPBACK",
                    f"--job_endpoint=localhost:{port_file.read_text()}")  # fmt: skip
         given = dict(inputs=str(source / "raw"), output=str(tmp_path / "out"))
@@ -190,7 +189,7 @@ def test_after_a_kill_it_goes_on_and_makes_the_same(made, tmp_path, stage):
         "from t5x_lite.corpus import stages; whole = stages.write_json\n"
         "def slow(path, value):\n"
         "    whole(path, value)\n"
-        f"    if path.parent.name == {stage!r} and 'sizes' not in path.name: time.sleep(60)\n"
+        f"    if path.parent.name == {stage!r} and 'sizes' not in path.name: time.sleep(600)\n"
         "stages.write_json = slow\n"
         f"t.build(t.corpus(Path('/'), **{given!r}))"
     )
@@ -198,10 +197,8 @@ def test_after_a_kill_it_goes_on_and_makes_the_same(made, tmp_path, stage):
         [sys.executable, "-c", code], stdout=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": ROOT},
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list((work / stage).glob("*[0-9].json")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: process.poll() or list((work / stage).glob("*[0-9].json")))
+    assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     (done,) = (work / stage).glob("*[0-9].json")

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -63,7 +62,7 @@ def test_a_long_run_between_two_crashes_starts_the_count_again(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_the_child_and_nothing_is_started_again(tmp_path, number):
     code = (
-        "signal.signal(signal.%s, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(60)"
+        "signal.signal(signal.%s, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(600)"
     )
     script = (
         "import sys; from t5x_lite.programs.supervisor import supervise;"
@@ -74,9 +73,8 @@ def test_a_signal_reaches_the_child_and_nothing_is_started_again(tmp_path, numbe
         [sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout.readline() == "up\n"
-    began = time.monotonic()
     parent.send_signal(number)
-    assert parent.wait(30) == 0 and time.monotonic() - began < 20
+    assert parent.wait(120) == 0
     parent.stdout.close()
     assert starts(tmp_path) == 1
 

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from waiting import wait_until
 
 from t5x_lite.errors import UserError
 from t5x_lite.training.checkpoints import (
@@ -467,9 +468,10 @@ def test_kill_while_saving(tmp_path, mesh):
     previous = 0
     for delay in (0.0, 0.03, 0.07):
         process = start(writer, tmp_path)
-        while not any(step > previous for step in Checkpoints(tmp_path).steps()):
-            assert process.poll() is None
-            time.sleep(0.02)
+        wait_until(
+            lambda: process.poll() or any(s > previous for s in Checkpoints(tmp_path).steps())  # noqa: B023
+        )
+        assert process.poll() is None
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.wait()
