@@ -81,11 +81,14 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        """Jobs in the queue that are still wanted."""
+        with self._changed:
+            return sum(not job.cancelled for job in self._waiting)
 
     @property
     def running(self) -> int:
-        return sum(job is not None for job in self._jobs)
+        """Jobs that are being decoded and still wanted; an ended job isn't one when it is told."""
+        return sum(job is not None and not job.cancelled for job in list(self._jobs))
 
     @property
     def alive(self) -> bool:
@@ -96,6 +99,8 @@ class Engine:
         with self._changed:
             if self._closing or not self.alive:
                 raise Closing
+            for job in [job for job in self._waiting if job.cancelled]:
+                self._waiting.remove(job)
             # As many as there are slots wait only until the slice that runs has ended.
             if len(self._waiting) + len(jobs) > self._max_waiting + len(self._jobs) - self.running:
                 raise Full
@@ -122,9 +127,10 @@ class Engine:
                     # Their tokens are lost with the cache, which was given away; others aren't.
                     log.exception("decoding failed")
                     self._cache = None
-                    self._fail([job for job in self._jobs if job is not None])
+                    lost = [job for job in self._jobs if job is not None]
                     self._jobs = [None] * len(self._jobs)
                     self._rows = Rows.empty(len(self._jobs))
+                    self._fail(lost)
 
     def _wait(self) -> bool:
         """Until there is something to do; False: never again."""
@@ -196,9 +202,10 @@ class Engine:
                 ended = "length"
             if ended:
                 break
-        job.tell(new, ended)
+        # First free the slot: who hears of the end must find it free, in `running`, too.
         if ended:
             self._leave(row)
+        job.tell(new, ended)
 
     def _leave(self, row: int) -> None:
         self._jobs[row] = None
