@@ -165,6 +165,10 @@ class HuggingFaceVocabulary(Vocabulary):
                 shown.append(model.tokenizer.decode(text, skip_special_tokens=False))
         return "".join(shown)
 
+    def token_bytes(self, i: int) -> bytes:
+        ends = i in (self.pad_id, self.eos_id)
+        return b"" if ends or not 0 <= i < len(self._texts) else self._texts[i]
+
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:
         """As of every `Vocabulary`; where the tokenizer drops spaces (BERT), without these."""
@@ -184,7 +188,7 @@ class HuggingFaceVocabulary(Vocabulary):
         starts.flags.writeable = False
         return starts
 
-    @property
+    @functools.cached_property
     def _texts(self) -> list[bytes]:
         """What each id of the file stands for: b"" for special tokens and unused ids."""
         model, table = self._model, _byte_of_character()

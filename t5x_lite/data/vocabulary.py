@@ -62,6 +62,12 @@ class Vocabulary(abc.ABC):
         as U+FFFD.
         """
 
+    def token_bytes(self, i: int) -> bytes:
+        """What one id stands for in UTF-8, which may be a part of a character: `byte_lengths[i]`
+        bytes. b"" for pad, EOS, unknown, sentinels and ids outside the vocabulary."""
+        known = 0 <= i < self.size and self.byte_lengths[i]
+        return self.decode([i]).encode() if known else b""
+
     @property
     @abc.abstractmethod
     def byte_lengths(self) -> np.ndarray:
@@ -163,19 +169,19 @@ class SentencePieceVocabulary(Vocabulary):
         # Decoding pieces, not ids: an unknown piece is copied where an unknown id would raise.
         return self._model.processor.decode(shown) if shown else ""
 
+    def token_bytes(self, i: int) -> bytes:
+        _, processor, pieces, sentinels = self._model
+        if not 0 <= i < len(pieces) - sentinels:
+            return b""
+        if processor.is_byte(i):
+            return bytes([int(pieces[i][1:-1], 16)])
+        if processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i):
+            return b""
+        return pieces[i].replace("\u2581", " ").encode()
+
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:
-        _, processor, pieces, sentinels = self._model
-
-        def length(i: int) -> int:
-            if processor.is_byte(i):
-                return 1
-            if processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i):
-                return 0
-            return len(pieces[i].replace("\u2581", " ").encode())
-
-        lengths = np.array([length(i) for i in range(len(pieces))], np.int32)
-        lengths[len(pieces) - sentinels :] = 0
+        lengths = np.array([len(self.token_bytes(i)) for i in range(self.size)], np.int32)
         lengths.flags.writeable = False
         return lengths
 
@@ -235,6 +241,9 @@ class ByteVocabulary(Vocabulary):
         table += [f"<extra_id_{i}>".encode() for i in reversed(range(self.extra_ids))]
         shown = (table[i] if 0 <= i < len(table) else unknown for i in np.asarray(ids).tolist())
         return b"".join(shown).decode(errors="replace")
+
+    def token_bytes(self, i: int) -> bytes:
+        return bytes([i - 3]) if 3 <= i < 3 + 256 else b""
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:

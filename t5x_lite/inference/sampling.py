@@ -92,8 +92,9 @@ def shape_logits(logits: jax.Array, temperature: float, top_k: int, top_p: float
     if top_p < 1:
         ordered = jnp.sort(logits, axis=-1, descending=True)
         probs = jax.nn.softmax(ordered)
-        # A token stays while the mass before it is short of top_p: the first always does.
-        kept = jnp.cumsum(probs, axis=-1) - probs < top_p
+        # A token stays while the mass before it is short of top_p: the first always does, also
+        # where a tiny top_p is 0 in float32.
+        kept = (jnp.cumsum(probs, axis=-1) - probs < top_p) | (jnp.arange(probs.shape[-1]) == 0)
         least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits >= least, logits, MASKED)
     return logits

@@ -101,7 +101,9 @@ class Slots:
         Returns:
           Chosen of [1], and the cache.
         """
-        return _start(self, params, cache, batch, row, its)
+        # In two steps: what can fail is done before the cache of all rows is given away.
+        chosen, new = jax.block_until_ready(_read(self, params, batch, its))
+        return chosen, _put(cache, new, row)
 
     def slice(self, params: Any, cache: Any, rows: Rows, length: int) -> tuple[Chosen, Any]:
         """Goes on for ``length`` tokens in every row that hasn't ended; the cache is donated.
@@ -136,11 +138,15 @@ def for_slots(model: Model, params: dict[str, Any], rows: int) -> tuple[Model, d
     return Model(dataclasses.replace(model.config, scan_layers=False)), params | stacks
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _start(slots: Slots, params, cache, batch, row, its: Rows):
+@functools.partial(jax.jit, static_argnums=0)
+def _read(slots: Slots, params, batch, its: Rows):
     logits, new = slots._begin(params, batch)
-    cache = jax.tree.map(lambda whole, one: whole.at[row].set(one), cache, new)
-    return _choose(logits, its, its.written), cache
+    return _choose(logits, its, its.written), new
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(cache, new, row):
+    return jax.tree.map(lambda whole, one: whole.at[row].set(one), cache, new)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
@@ -208,5 +214,6 @@ def shape_rows(logits, temperature, top_k, top_p) -> jax.Array:
     kept = jnp.cumsum(probs, axis=-1) - probs < top_p[:, None]
     # As where all is kept sums may come to a little more than 1.
     kept |= (top_p >= 1)[:, None]
+    kept |= jnp.arange(kept.shape[-1]) == 0  # the most probable one, of a top_p of 0, too
     least = jnp.maximum(least, jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True))
     return jnp.where(logits >= least, logits, MASKED)

@@ -6,6 +6,7 @@ import contextlib
 import hmac
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -27,7 +28,7 @@ from t5x_lite.serve.service import Answer, Texts, Vectors
 from t5x_lite.serve.settings import ServeConfig
 
 log = logging.getLogger(__name__)
-_LOCAL = ["localhost", "127.0.0.1", "[::1]"]
+_LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _OPEN = ("/", "/health")  # without a key, too
 
 
@@ -67,7 +68,7 @@ class App:
             Route("/v1/chat/completions", self._timed(self._chat), **post),
             Route("/v1/embeddings", self._timed(self._embed), **post),
         ]
-        hosts = [Middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL)] if local else []
+        hosts = [Middleware(_LocalHosts)] if local else []
         handlers: Any = {Refused: _refusal, HTTPException: _http_error, Exception: _surprise}
         self.asgi = Starlette(routes=routes, middleware=hosts, exception_handlers=handlers)
 
@@ -121,7 +122,7 @@ class App:
         arrived = time.monotonic()
         answer = self.service.prepare(asked)
         self._metrics.tokens.labels("prompt").inc(answer.prompt_tokens)
-        shape = Shape(self.service.vocabulary, self.name, chat, asked.log_probs)
+        shape = Shape(self.service.vocabulary, self.name, chat, asked.log_probs, answer.contexts)
         if asked.stream:
             events = self._events(answer, shape, chat, asked.stream_usage, arrived)
             headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -257,6 +258,23 @@ class App:
             return response
 
         return handler
+
+
+class _LocalHosts:
+    """Refuses requests for the name of another host."""
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        host = Headers(scope=scope).get("host")
+        # HTTP/1.0 knows no Host, and browsers, which are what this is about, don't speak it.
+        known = host is None and scope["http_version"] == "1.0"
+        if known or re.sub(r":\d*$", "", host or "").lower() in _LOCAL:
+            await self._app(scope, receive, send)
+            return
+        refused = Refused(400, f"this server is for this machine alone, not for host {host!r:.60}")
+        await JSONResponse(refused.body, 400)(scope, receive, send)
 
 
 async def _then(events: Any, done: Callable[[], None]) -> AsyncIterator[str]:

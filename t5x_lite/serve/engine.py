@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from t5x_lite.inference.slots import Chosen, Rows, Slots
@@ -163,16 +164,32 @@ class Engine:
         return None
 
     def _begin(self, row: int, job: Job) -> None:
-        self._jobs[row], rows = job, self._rows
+        """Reads a job's prompt. What fails here is this job's alone: the others' cache is whole."""
+        try:
+            chosen = self._start(row, job)
+        except Exception:
+            if self._cache is not None and any(
+                x.is_deleted() for x in jax.tree.leaves(self._cache)
+            ):
+                raise  # it was given away: all are lost
+            log.exception("a text could not be begun")
+            self._leave(row)
+            self._fail([job])
+            return
+        self._tell(row, chosen, 0)
+
+    def _start(self, row: int, job: Job) -> Chosen:
+        rows = self._rows
         if self._cache is None:
             self._cache = self._slots.empty(self._params, job.batch)
         rows.written[row], rows.limit[row], rows.seed[row] = 0, job.limit, job.seed
         rows.temperature[row], rows.alternatives[row] = job.temperature, job.alternatives
         rows.top_k[row], rows.top_p[row] = job.top_k, job.top_p
+        self._jobs[row] = job
         chosen, self._cache = self._slots.start(
             self._params, self._cache, job.batch, np.int32(row), rows.at(row)
         )
-        self._tell(row, Chosen(*(np.asarray(x)[None] for x in chosen)), 0)
+        return Chosen(*(np.asarray(x)[None] for x in chosen))
 
     def _advance(self) -> None:
         # Copies: the arrays change when it has been read, and reading needn't be done on return.
@@ -212,3 +229,4 @@ class Engine:
         self._rows.limit[row] = 0  # it stands still
         self._rows.alternatives[row] = False
         self._rows.temperature[row] = 0.0
+        self._rows.top_k[row], self._rows.top_p[row] = 0, 1.0

@@ -5,22 +5,45 @@ import json
 import random
 from typing import Any
 
+from t5x_lite.errors import did_you_mean
 from t5x_lite.inference.slots import TOP
 
-# Settings that would change the answer, and aren't here: only these values of theirs are taken.
+_OFF = (None, 0, 0.0)
+# Parameters of OpenAI's that would change the answer and aren't implemented here: only the values
+# with which they change nothing are accepted.
 _NEUTRAL: dict[str, tuple] = {
     "best_of": (None, 1),
-    "frequency_penalty": (None, 0, 0.0),
-    "presence_penalty": (None, 0, 0.0),
+    "frequency_penalty": _OFF,
+    "presence_penalty": _OFF,
     "logit_bias": (None, {}),
     "suffix": (None, ""),
     "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
+    "function_call": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "reasoning_effort": (None, "none"),
+    "verbosity": (None, "medium"),
+    "web_search_options": (None,),
     "dimensions": (None,),
 }
+# Parameters of OpenAI's that change no answer: accounting, caching, hints for speed.
+_HARMLESS = ("model", "user", "metadata", "store", "service_tier", "safety_identifier",
+             "prompt_cache_key", "prompt_cache_retention", "prediction",
+             "parallel_tool_calls")  # fmt: skip
+_SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "n", "seed", "stop", "stream",
+             "stream_options", "logprobs")  # fmt: skip
+_COMPLETION = ("prompt", "echo", *_SAMPLING)
+_CHAT = ("messages", "max_completion_tokens", "top_logprobs", *_SAMPLING)
+_EMBEDDING = ("input", "encoding_format")
+# What other servers call it.
+_OTHER_NAMES = {"max_new_tokens": "max_tokens", "max_length": "max_tokens", "stop_strings": "stop",
+                "stop_sequences": "stop", "num_return_sequences": "n"}  # fmt: skip
 _STOPS = 4  # as many as OpenAI takes
 _LARGEST_SEED = 2**32
+_LARGEST_INT32 = 2**31 - 1
 
 
 class Refused(Exception):
@@ -63,19 +86,44 @@ class Asked:
 
 
 def read_json(body: bytes) -> dict[str, Any]:
+    """The object in a body. Raises Refused for what is none, and for text that UTF-8 can't hold."""
     try:
-        found = json.loads(body)
+        found = json.loads(body.decode("utf-8-sig"))
+        # Half a character, as "\\ud83d" alone is, could be neither read nor written back.
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise Refused(
+            400, f"the body holds half a character, {half}: send both halves, or the character"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is no JSON: {error}") from None
     if not isinstance(found, dict):
         raise Refused(400, f"the body is {_kind(found)}, expected an object")
-    for name, neutral in _NEUTRAL.items():
-        if name in found and found[name] not in neutral:
-            raise Refused(400, f"{name} is not supported by this server", param=name)
     return found
 
 
+def _check_names(body: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Refuses parameters that this server doesn't know, or can't do: all of them in one message."""
+    wrong, said = [], []
+    for name, value in body.items():
+        if name in known or name in _HARMLESS:
+            continue
+        wrong.append(name)
+        if name not in _NEUTRAL:
+            other = _OTHER_NAMES.get(name)
+            hint = f" Did you mean {other!r}?" if other in known else did_you_mean(name, known)
+            said.append(f"unknown parameter {name!r:.60}.{hint}")
+        elif any(value == neutral for neutral in _NEUTRAL[name]):
+            wrong.pop()
+        else:
+            said.append(f"{name} is not supported by this server.")
+    if wrong:
+        raise Refused(400, " ".join(said), param=wrong[0])
+
+
 def read_completion(body: dict[str, Any]) -> Asked:
+    _check_names(body, _COMPLETION)
     prompts = _prompts(body)
     log_probs = _whole(body, "logprobs", None, 0, TOP)
     echo = _flag(body, "echo")
@@ -87,6 +135,7 @@ def read_completion(body: dict[str, Any]) -> Asked:
 
 
 def read_chat(body: dict[str, Any]) -> Asked:
+    _check_names(body, _CHAT)
     most = _whole(body, "max_tokens", None, 1, None)
     most = _whole(body, "max_completion_tokens", most, 1, None)
     top = _whole(body, "top_logprobs", 0, 0, TOP)
@@ -97,6 +146,7 @@ def read_chat(body: dict[str, Any]) -> Asked:
 
 def read_embedding(body: dict[str, Any]) -> tuple[list[str], str]:
     """Texts, and "float" or "base64"."""
+    _check_names(body, _EMBEDDING)
     texts = body.get("input")
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
@@ -113,8 +163,8 @@ def _asked(body: dict[str, Any], **more: Any) -> Asked:
         raise Refused(400, "stream_options must be an object", param="stream_options")
     return Asked(
         temperature=_number(body, "temperature", 1.0, 0.0, 2.0),
-        top_p=_number(body, "top_p", 1.0, 0.0, 1.0, above=True),
-        top_k=_whole(body, "top_k", 0, 0, None),
+        top_p=_number(body, "top_p", 1.0, 0.0, 1.0),
+        top_k=_whole(body, "top_k", 0, 0, _LARGEST_INT32),
         n=_whole(body, "n", 1, 1, None),
         # Without a seed every answer is another, as clients expect.
         seed=_whole(body, "seed", random.getrandbits(32), None, None) % _LARGEST_SEED,
@@ -155,16 +205,13 @@ def _stops(body: dict[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _number(
-    body: dict[str, Any], name: str, default: float, least: float, most: float, above: bool = False
-) -> float:
+def _number(body: dict[str, Any], name: str, default: float, least: float, most: float) -> float:
     value = body.get(name)
     if value is None:
         return default
     # NaN fails the comparison, too.
-    if type(value) not in (int, float) or not least <= value <= most or (above and value == least):
-        sign = "above" if above else "from"
-        raise Refused(400, f"{name} must be a number {sign} {least:g} to {most:g}", param=name)
+    if type(value) not in (int, float) or not least <= value <= most:
+        raise Refused(400, f"{name} must be a number from {least:g} to {most:g}", param=name)
     return float(value)
 
 

@@ -66,6 +66,7 @@ class Texts:
             for copy in range(asked.n):
                 context: list[int] = [] if self.has_encoder else ids.tolist()
                 text = Text(self.vocabulary, context, asked.stop, stop_id)
+                answer.contexts.append(context)
                 job = Job(
                     batch=self._batch(ids),
                     limit=limit,
@@ -160,6 +161,7 @@ class Answer:
         self._texts: list[Text] = []
         self._jobs: list[Job] = []
         self.prompts: list[str] = []
+        self.contexts: list[list[int]] = []
         self.prompt_tokens = 0
 
     def teller(self, index: int, text: Text) -> Callable[[list, str | None], None]:
@@ -226,6 +228,7 @@ class Answer:
                 "".join(p.text for p in pieces),
                 [token for p in pieces for token in p.tokens],
                 pieces[-1].finish,
+                [text for p in pieces for text in p.texts or ()],
             )
             for pieces in found
         ]

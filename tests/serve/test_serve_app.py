@@ -285,6 +285,35 @@ def test_what_fails_is_told_and_the_next_is_served(built, app, monkeypatch):
     assert after.json()["choices"] == before.json()["choices"]
 
 
+def test_what_fails_at_its_start_fails_alone(built, app, monkeypatch):
+    engine: Engine = built[1].engine
+    asked = [completion(p, max_tokens=24, seed=i, temperature=1) for i, p in enumerate(INPUTS[:4])]
+    [*alone] = call(app, *asked)
+    start = engine._start
+
+    def starting(row, job):
+        if job.seed == 2:
+            engine._rows.top_k[row] = 2**31  # an OverflowError, as numpy's
+        return start(row, job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_start", starting)
+        together = call(app, *asked, together=True)
+    assert [r.status_code for r in together] == [200, 200, 500, 200]
+    for i in (0, 1, 3):
+        assert together[i].json()["choices"] == alone[i].json()["choices"]
+    [again] = call(app, asked[2])
+    assert again.json()["choices"] == alone[2].json()["choices"]
+    assert engine.running == 0
+
+
+def test_a_top_p_of_0_takes_the_most_probable_token(app):
+    greedy, nucleus = call(
+        app, completion("hello"), completion("hello", temperature=1, top_p=0, seed=3)
+    )
+    assert nucleus.json()["choices"] == greedy.json()["choices"]
+
+
 def test_the_page_calls_nobody_else(app):
     [response] = call(app, ("GET", "/"))
     assert "connect-src &#x27;self&#x27;" in response.text or "connect-src 'self'" in response.text

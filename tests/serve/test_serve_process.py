@@ -84,6 +84,30 @@ def test_slow_clients_are_ended_and_others_served(running):
     assert ends[:2] == [b"", b""] and (b" 408 " in ends[2] or ends[2] == b"")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("head", [b"", b"Host: localhost\r\n"])
+def test_http_1_0_is_answered_without_chunks_and_closed(running, head, stream):
+    body = json.dumps({"prompt": "hello", "max_tokens": 8, "temperature": 0, "stream": stream})
+    with socket.create_connection(("127.0.0.1", running[1]), timeout=60) as s:
+        s.sendall(b"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\n" + head
+                  + f"Content-Length: {len(body)}\r\n\r\n{body}".encode())  # fmt: skip
+        answer = b""
+        while part := s.recv(65536):  # to the end of the connection
+            answer += part
+    head, _, text = answer.partition(b"\r\n\r\n")
+    assert b" 200 " in head and b"chunked" not in head.lower()
+    assert text.endswith(b"data: [DONE]\n\n") if stream else json.loads(text)["choices"]
+
+
+def test_another_host_is_refused_in_the_shape_of_openai(running):
+    with socket.create_connection(("127.0.0.1", running[1]), timeout=60) as s:
+        s.sendall(b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
+        answer = b""
+        while part := s.recv(65536):
+            answer += part
+    assert b" 400 " in answer and b"evil.example" in answer and b'"error"' in answer
+
+
 def test_a_client_that_leaves_makes_room(running):
     port = running[1]
     for _ in range(12):  # more than may wait
