@@ -22,6 +22,7 @@ from t5x_lite import config_checks as checks
 from t5x_lite.config_checks import MACRO, Binding, Placeholders, Reference
 from t5x_lite.errors import UserError
 from t5x_lite.gin_files import find_gin_file, is_foreign, is_url, read_gin_file
+from t5x_lite.moved_runs import relocated, run_folder
 
 # Those of the verb `corpus`, which needs none of the others (and no jax).
 CORPUS_MODULES = (
@@ -230,12 +231,14 @@ class _Reader:
         path = find_gin_file(name, self.search_paths, beside=beside, where=where)
         if path in self.open_files:
             raise UserError(f"'{name}' ({where}) includes itself")
-        text = read_gin_file(path)
+        text, first = read_gin_file(path), len(self.bindings)
         relative = path if is_url(path) else os.path.relpath(path)
         place = path if relative.startswith("..") else relative
         self.open_files.append(path)
         for statement in _statements(text, place):
             self.take(statement, f"{place}:{statement.location.line_num}")
+        if (folder := run_folder(path)) is not None:
+            self.bindings[first:] = relocated(self.bindings[first:], folder)
         self.open_files.pop()
 
     def read_binding(self, text: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.harness import Judge, Pair
+from t5x_lite.interop.origin import origin_of
 from t5x_lite.interop.pretrained import from_pretrained
 from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.programs.eval import checkpoint_paths
@@ -57,7 +58,7 @@ class T5XLite(TemplateLM):
         )
         self._path, self._max_gen_toks, self._seed = str(path), int(max_gen_toks), int(seed)
         # As "causal", contexts and continuations are tokenized together, and then cut apart.
-        self.backend = "seq2seq" if self._judge.has_encoder else "causal"
+        self.backend = "seq2seq" if self._judge.separate else "causal"
 
     @property
     def eot_token_id(self) -> int:
@@ -102,13 +103,13 @@ class T5XLite(TemplateLM):
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """Of whole texts. A decoder-only model's start token isn't scored: it is nobody's text.
 
-        An encoder-decoder reads EOS, and writes the text and EOS.
+        An encoder-decoder, or a prefix LM, reads EOS, and writes the text and EOS.
         """
         windows, owners = [], []
         for number, request in enumerate(requests):
             (text,) = request.args
             for window in get_rolling_token_windows(
-                token_list=self._judge.encode(text, special=self._judge.has_encoder),
+                token_list=self._judge.encode(text, special=self._judge.separate),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
@@ -164,7 +165,9 @@ def open_judge(
     model, params, vocabulary = from_pretrained(found, dtype=dtype)
     if vocabulary is None:
         raise UserError(f"{path} doesn't say what its vocabulary is: convert it with --vocabulary.")
-    return Judge(model, params, vocabulary, batch_size, max_length)
+    c = model.config
+    reading = origin_of(found, c.architecture, c.vocab_size).reading
+    return Judge(model, params, vocabulary, batch_size, max_length, reading)
 
 
 def main() -> int:

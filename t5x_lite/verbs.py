@@ -118,6 +118,8 @@ _CONVERT: tuple[Flag, ...] = (
           "LoRA alone)")),
     ("--dtype", dict(choices=("float32", "bfloat16", "float16"),
      help="of the weights written (default: as they are)")),
+    ("--as_causal", dict(action="store_true",
+     help="write a prefix LM for transformers, too, where its prompts get a causal mask")),
     ("--config", dict(metavar="FILE",
      help="the model, where the folder doesn't say it: a gin file with MODEL, or a config.json")),
     ("--vocabulary", dict(metavar="FILE",

@@ -28,13 +28,17 @@ Lengths = Mapping[str, int]
 
 
 def feature_lengths(
-    lengths: Lengths, architecture: str, objective_features: Iterable[str], pack: bool
+    lengths: Lengths,
+    architecture: str,
+    objective_features: Iterable[str],
+    pack: bool,
+    attention: str = "bidirectional",
 ) -> dict[str, int]:
     """Returns {model feature: length}: the static shapes of what `model_features` makes.
 
     lengths: tokens of each of the objective's features; a decoder-only row holds inputs and
     targets one behind the other. Raises UserError if a length is missing, or if an
-    encoder-decoder gets an objective without inputs.
+    encoder-decoder gets an objective without inputs. attention: as of `model_features`.
     """
     names = tuple(objective_features)
     _check_architecture(architecture, names)
@@ -61,7 +65,7 @@ def feature_lengths(
     if pack:
         decoder += ["decoder_segment_ids", "decoder_positions"]
     if architecture == "decoder_only":
-        if "inputs" in names:
+        if "inputs" in names and attention != "causal":
             decoder.append("decoder_causal_attention")
         total = sum(lengths[name] for name in names if name != "learnt")
         return dict.fromkeys(decoder, total)
@@ -195,16 +199,18 @@ def _padded(values: np.ndarray, length: int) -> np.ndarray:
 # --- Rows -> model features -----------------------------------------------------------------------
 
 
-def model_features(row: Row, architecture: str, pack: bool) -> Row:
+def model_features(
+    row: Row, architecture: str, pack: bool, attention: str = "bidirectional"
+) -> Row:
     """Turns a row, or rows stacked to [..., length], into int32 model features of that shape.
 
     Encoder-only: see above. Others: always decoder_target_tokens, decoder_input_tokens (the targets
     shifted right; 0, the start token, at every segment's start) and decoder_loss_weights (1 on
     targets, 0 on padding); for an encoder-decoder, encoder_input_tokens; if packed,
-    {encoder,decoder}_segment_ids and _positions. Decoder-only with inputs is a prefix LM: inputs
-    and targets of an example one behind the other, loss on targets only, and
-    decoder_causal_attention 1 where attention may look ahead: on the tokens read up to and with
-    the last input, one more than there are inputs.
+    {encoder,decoder}_segment_ids and _positions. Decoder-only with inputs: inputs and targets of an
+    example one behind the other, loss on targets only. It is a prefix LM unless `attention` is
+    "causal" (data/reading.py): decoder_causal_attention is 1 where attention may look ahead, on
+    the tokens read up to and with the last input, one more than there are inputs.
     """
     _check_architecture(architecture, row)
     if architecture == "encoder_only":
@@ -224,7 +230,8 @@ def model_features(row: Row, architecture: str, pack: bool) -> Row:
     prefix = row.get("targets_prefix")
     weights = targets != 0
     if prefix is not None:
-        features["decoder_causal_attention"] = _prefix_attention(prefix, targets, segment_ids)
+        if attention != "causal":
+            features["decoder_causal_attention"] = _prefix_attention(prefix, targets, segment_ids)
         weights &= prefix == 0
     if "learnt" in row:
         weights &= row["learnt"] > 0

@@ -21,6 +21,7 @@ from t5x_lite.data.features import (
 )
 from t5x_lite.data.packing import row_stream
 from t5x_lite.data.prefetch import Prefetch, prefetch
+from t5x_lite.data.reading import task_reading
 from t5x_lite.data.source import digest
 from t5x_lite.data.streams import TaskChooser, TaskReader, Tokens
 from t5x_lite.data.tasks import Mixture, Task
@@ -82,6 +83,7 @@ class BatchLoader(Iterator[Batch]):
         self.rows = _check_rows(rows, batch_size)
         self.feature_lengths, lengths = _lengths(task, lengths, architecture, pack)
         self._architecture, self._pack = architecture, bool(pack)
+        self._attention = task_reading(task, architecture).attention
         self._identity = (seed, batch_size, sorted(lengths.items()), architecture, pack, split)
         self._task = task
         readers = [TaskReader(leaf, split, seed, lengths) for leaf, _ in task.leaves]
@@ -170,7 +172,7 @@ class BatchLoader(Iterator[Batch]):
         return Batch(self._features(rows), self.position)
 
     def _features(self, rows: list[Row]) -> dict[str, np.ndarray]:
-        features = model_features(_stack(rows), self._architecture, self._pack)
+        features = model_features(_stack(rows), self._architecture, self._pack, self._attention)
         assert {k: v.shape[1] for k, v in features.items()} == self.feature_lengths
         return features
 
@@ -207,6 +209,7 @@ def eval_batches(
     _, lengths = _lengths(task, lengths, architecture, False)
     readers = [TaskReader(leaf, split, 0, lengths) for leaf, _ in task.leaves]
     blank = {name: np.zeros(length, np.int32) for name, length in lengths.items()}
+    attention = task_reading(task, architecture).attention
 
     def row(chunk, i: int) -> Row:
         if i >= len(chunk):
@@ -219,7 +222,8 @@ def eval_batches(
         for _ in itertools.count() if max_batches is None else range(max_batches):
             if not (chunk := list(itertools.islice(examples, batch_size))):
                 return
-            yield model_features(_stack([row(chunk, i) for i in rows]), architecture, False)
+            stacked = _stack([row(chunk, i) for i in rows])
+            yield model_features(stacked, architecture, False, attention)
 
     return batches()
 
@@ -242,7 +246,8 @@ def _lengths(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Model features' lengths, and the lengths of just the features that the objective makes."""
     names = task.objective.features
-    shapes = feature_lengths(lengths, architecture, names, bool(pack))
+    attention = task_reading(task, architecture).attention
+    shapes = feature_lengths(lengths, architecture, names, bool(pack), attention)
     return shapes, {name: lengths[name] for name in names}
 
 

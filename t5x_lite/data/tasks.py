@@ -1,15 +1,18 @@
 """A task is a source, an objective and a vocabulary; a mixture is tasks with rates."""
 
+import copy
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import gin
 import numpy as np
 
 from t5x_lite.data.objectives import Objective, finish_example
 from t5x_lite.data.preprocessors import Fields
+from t5x_lite.data.reading import Reading, objective_reading
 from t5x_lite.data.source import Record, Source, digest
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import UserError, did_you_mean
@@ -41,6 +44,8 @@ class Task:
     preprocessors: Sequence[Preprocessor] = ()
     metrics: Sequence[Callable] = ()
 
+    reading: ClassVar[Reading | None] = None  # of the weights that it was made for: `read_as`
+
     def __post_init__(self):
         if hasattr(self.objective, "head"):  # templates then make what it reads
             made = [
@@ -64,11 +69,18 @@ class Task:
         """As of a mixture: ((task, share), ...)."""
         return ((self, 1.0),)
 
+    def read_as(self, reading: Reading) -> "Task":
+        """The task for weights that read so, whatever its objective says: to be evaluated."""
+        made = copy.copy(self)
+        object.__setattr__(made, "reading", reading)
+        return made
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of all that decides on its examples, except the code of preprocessors."""
         parts = (self.source.fingerprint, repr(self.objective), self.vocabulary.fingerprint)
-        return digest(self.name, *parts, *self.steps)
+        causal = ["causal"] * (getattr(self.objective, "prefix", None) == "causal")
+        return digest(self.name, *parts, *self.steps, *causal)
 
     @property
     def steps(self) -> list[str]:
@@ -102,8 +114,14 @@ class Task:
         lengths: Mapping[str, int],
     ) -> dict[str, np.ndarray]:
         """The objective's example of a segment of documents, or of `fields`; trimmed, with EOS."""
-        example = self.objective(tokens, rng, self.vocabulary, lengths)
-        return finish_example(example, lengths, self.objective.append_eos, self.vocabulary.eos_id)
+        objective, eos = self.objective, self.vocabulary.eos_id
+        example = objective(tokens, rng, self.vocabulary, lengths)
+        reading = self.reading
+        if reading is None and getattr(objective, "prefix", None) == "causal":
+            reading = objective_reading(objective, "decoder_only")
+        if reading is not None:
+            return reading.finish(example, lengths, objective.append_eos, eos)
+        return finish_example(example, lengths, objective.append_eos, eos)
 
     def record(self, records: Source, index: int) -> Record | None:
         """A record as the preprocessors leave it; None if they drop it."""
@@ -222,6 +240,13 @@ class Mixture:
         self._check_alike(list(shares))
         return tuple(shares.items())
 
+    def read_as(self, reading: Reading) -> "Mixture":
+        """As of a task."""
+        made = copy.copy(self)
+        leaves = tuple((task.read_as(reading), share) for task, share in self.leaves)
+        object.__setattr__(made, "leaves", leaves)
+        return made
+
     def _check_alike(self, tasks: list[Task]) -> None:
         names = [task.name for task in tasks]
         if len(set(names)) < len(names):
@@ -235,6 +260,12 @@ class Mixture:
                     f"Mixture {self.name!r}: task {names[0]!r} makes "
                     f"{_names(tasks[0].objective.features)} and {task.name!r} "
                     f"{_names(task.objective.features)}; mix tasks with the same features."
+                )
+            prefixes = [getattr(t.objective, "prefix", "bidirectional") for t in (tasks[0], task)]
+            if prefixes[0] != prefixes[1]:
+                raise UserError(
+                    f"Mixture {self.name!r}: inputs of task {names[0]!r} are {prefixes[0]} and "
+                    f"those of {task.name!r} {prefixes[1]}; set TextToText.prefix alike."
                 )
             if task.vocabulary.fingerprint != tasks[0].vocabulary.fingerprint:
                 raise UserError(

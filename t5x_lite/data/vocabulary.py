@@ -124,7 +124,7 @@ class SentencePieceVocabulary(Vocabulary):
 
     @functools.cached_property
     def _model(self) -> "_Model":
-        model = _read(Path(self.path).expanduser())
+        model = _read(_local(self.path))
         processor = _processor(model, self.path)
         pieces = _pieces(processor)
         held = sum(bool(_SENTINEL_PIECE.fullmatch(piece)) for piece in pieces)
@@ -276,6 +276,13 @@ def add_sentinels(model: bytes, count: int) -> bytes:
         message = b"\x0a" + bytes([len(piece)]) + piece + b"\x15" + bytes(4) + b"\x18\x04"
         parts.append(b"\x0a" + bytes([len(message)]) + message)
     return b"".join(parts)
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    """A file on this machine: of a URL, a copy."""
+    from t5x_lite.data.files import is_url, local_copy
+
+    return Path(local_copy(os.fspath(path)) if is_url(os.fspath(path)) else path).expanduser()
 
 
 def _read(path: Path) -> bytes:

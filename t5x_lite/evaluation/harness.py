@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.data.chat import ChatTemplate
+from t5x_lite.data.reading import Reading, default_reading
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.inference.decoding import Greedy, Sample, generate
@@ -37,6 +38,7 @@ class Judge:
       batch_size: rows of a batch.
       max_length: tokens of context and continuation that a decoder-only model reads, or of an
         encoder's input; None: TransformerConfig.max_positions.
+      reading: what the weights were trained to read; None: their family's default.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Judge:
         vocabulary: Vocabulary,
         batch_size: int = 8,
         max_length: int | None = None,
+        reading: Reading | None = None,
     ):
         if model.encoder_only:
             raise UserError("an encoder_only model writes no texts and has no likelihoods of them.")
@@ -53,14 +56,21 @@ class Judge:
         self.batch_size = batch_size
         self.max_length = max_length or model.config.max_positions
         self.has_encoder = model.config.has_encoder
+        self.reading = reading or default_reading(model.config.architecture)
+
+    @property
+    def separate(self) -> bool:
+        """Whether context and continuation are two texts to the model, the first ended by EOS."""
+        return self.reading.attention != "causal"
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids; with ``special``, as the exported tokenizer adds them: the start token before
-        what a decoder-only model reads, EOS behind an encoder's input."""
-        ids = self.vocabulary.encode(text).tolist()
+        what a causal model reads, EOS behind the inputs of others."""
+        ids = self.vocabulary.encode(text)
         if not special:
-            return ids
-        return [*ids, self.vocabulary.eos_id] if self.has_encoder else [START_ID, *ids]
+            return ids.tolist()
+        ids = self.reading.inputs(ids, self.vocabulary.eos_id).tolist()
+        return ids if self.separate else [START_ID, *ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text, without sentinels: they are no text, and `hf` leaves special tokens out."""
@@ -70,7 +80,7 @@ class Judge:
     @property
     def prefix_id(self) -> int:
         """What stands for a context that is empty."""
-        return self.vocabulary.eos_id if self.has_encoder else START_ID
+        return self.vocabulary.eos_id if self.separate else START_ID
 
     def score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         """Of each continuation its log-likelihood, and whether it is what greedy decoding writes.
@@ -101,6 +111,15 @@ class Judge:
                 "decoder_input_tokens": [START_ID, *pair.continuation[:-1]],
                 "decoder_target_tokens": pair.continuation,
                 "decoder_loss_weights": [1] * count,
+            }
+        elif self.reading.bidirectional:
+            context = [START_ID, *pair.context[-(most - count) :]] if count < most else [START_ID]
+            whole, prompt = [*context, *pair.continuation], len(context)
+            row = {
+                "decoder_input_tokens": whole[:-1],
+                "decoder_target_tokens": whole[1:],
+                "decoder_loss_weights": [0] * (prompt - 1) + [1] * count,
+                "decoder_causal_attention": [1] * prompt + [0] * (count - 1),
             }
         else:
             whole = [*pair.context, *pair.continuation][-(most + 1) :]
@@ -148,7 +167,7 @@ class Judge:
     ) -> list[str]:
         """A text for each prompt, up to EOS or the first of ``until``."""
         most, found = self.limit(new_tokens), {}
-        ids = [self.encode(prompt, special=self.has_encoder)[-most:] for prompt in prompts]
+        ids = [self.encode(prompt, special=self.separate)[-most:] for prompt in prompts]
         method: Any = Greedy()
         if temperature > 0:
             method = Sample(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -163,6 +182,7 @@ class Judge:
                 method=method,
                 max_new_tokens=new_tokens,
                 prompts=None if self.has_encoder else rows,
+                bidirectional_prompts=self.reading.bidirectional,
                 rng=jax.random.fold_in(jax.random.key(seed), number),
                 eos_id=self.vocabulary.eos_id,
             )
@@ -174,8 +194,8 @@ class Judge:
         return [found[i] for i in range(len(ids))]
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
-        """Messages as a prompt, by `ChatTemplate`."""
-        return ChatTemplate().prompt(messages)
+        """Messages as a prompt, by the weights' template or `ChatTemplate`'s default."""
+        return (self.reading.template or ChatTemplate()).prompt(messages)
 
 
 def _chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:

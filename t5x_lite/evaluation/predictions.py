@@ -26,12 +26,13 @@ import jax
 import numpy as np
 
 from t5x_lite.data.features import model_features, pad_example
+from t5x_lite.data.reading import task_reading
 from t5x_lite.data.source import Record
 from t5x_lite.data.streams import TaskReader
 from t5x_lite.data.tasks import Task
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import heads
-from t5x_lite.inference.decoding import Greedy, Method, generate, prefix_prompts
+from t5x_lite.inference.decoding import Greedy, Method, generate, given_prompts
 from t5x_lite.inference.scoring import log_likelihood
 from t5x_lite.models import Model
 from t5x_lite.models.heads import LOGITS
@@ -142,7 +143,7 @@ class Predictor:
         found: list[np.ndarray] = []
         for start in range(0, len(flat), self._batch_size):
             some = flat[start : start + self._batch_size]
-            found += list(whole(self._head(params, self._batch(some)))[: len(some)])
+            found += list(whole(self._head(params, self._batch(some, task)))[: len(some)])
         rows = []
         for record, ids, several in zip(records, tokens, examples, strict=True):
             logits, found = found[: len(several)], found[len(several) :]
@@ -150,25 +151,25 @@ class Predictor:
         return rows
 
     def _chunk(self, params: Any, task: Task, chunk: list[_Example], decodes: bool) -> list[Row]:
-        batch = self._batch([e.features for e in chunk])
+        batch = self._batch([e.features for e in chunk], task)
         likelihoods = whole(log_likelihood(self._model, params, batch))
         rows = [
             _row(task, e, float(s), self._lengths) for e, s in zip(chunk, likelihoods, strict=False)
         ]
         plain = [i for i, e in enumerate(chunk) if "choices" not in e.made]
         if decodes and plain:
-            texts, scores = self._decode(params, batch, task.vocabulary)
+            texts, scores = self._decode(params, batch, task)
             for i in plain:
                 rows[i] |= {"prediction": texts[i], "score": float(scores[i])}
         self._choose(params, task, chunk, rows)
         return rows
 
-    def _decode(self, params: Any, batch: dict, vocabulary: Any) -> tuple[list[str], np.ndarray]:
-        prompts, inputs = None, batch
-        if "decoder_causal_attention" in batch:
-            prompts = prefix_prompts(batch)
-        elif "encoder_input_tokens" in batch:
+    def _decode(self, params: Any, batch: dict, task: Task) -> tuple[list[str], np.ndarray]:
+        vocabulary, prompts, inputs = task.vocabulary, None, batch
+        if "encoder_input_tokens" in batch:
             inputs = {"encoder_input_tokens": batch["encoder_input_tokens"]}
+        else:
+            prompts, inputs = given_prompts(batch), {}
         decoded = generate(
             self._model,
             params,
@@ -176,7 +177,7 @@ class Predictor:
             method=self._how.method or Greedy(),
             max_new_tokens=self._lengths["targets"],
             prompts=prompts,
-            bidirectional_prompts=prompts is not None,
+            bidirectional_prompts="decoder_causal_attention" in batch,
             rng=jax.random.key(self._how.seed),
             eos_id=vocabulary.eos_id,
         )
@@ -190,7 +191,7 @@ class Predictor:
         for start in range(0, len(pairs), self._batch_size):
             some = pairs[start : start + self._batch_size]
             features = [self._with_target(task, chunk[i], text, rows[i]) for i, text in some]
-            scores = whole(log_likelihood(self._model, params, self._batch(features)))
+            scores = whole(log_likelihood(self._model, params, self._batch(features, task)))
             for (i, _), score in zip(some, scores, strict=False):
                 found.setdefault(i, []).append(float(score))
         for i, scores in found.items():
@@ -215,7 +216,7 @@ class Predictor:
         targets = np.append(targets[: self._lengths["targets"] - 1], task.vocabulary.eos_id)
         return example.features | {"targets": targets.astype(np.int32)}
 
-    def _batch(self, examples: Sequence[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+    def _batch(self, examples: Sequence[dict[str, np.ndarray]], task: Task) -> dict[str, jax.Array]:
         """The global batch of at most B examples, filled up with rows of padding."""
         names = list(examples[0])
         lengths = {name: self._lengths[name] for name in names}
@@ -224,7 +225,9 @@ class Predictor:
             pad_example(examples[i] if i < len(examples) else blank, lengths) for i in self._rows
         ]
         stacked = {name: np.stack([row[name] for row in padded]) for name in names}
-        return self._place(model_features(stacked, self._model.config.architecture, False))
+        architecture = self._model.config.architecture
+        attention = task_reading(task, architecture).attention
+        return self._place(model_features(stacked, architecture, False, attention))
 
     def _documents(self, params: Any, task: Task, split: str, limit: int | None) -> list[Row]:
         """A language model's rows: whole documents, in windows of the targets' length.
@@ -244,7 +247,7 @@ class Predictor:
                          "tokens": len(tokens), "target_score": 0.0})  # fmt: skip
         for start in range(0, len(pieces), self._batch_size):
             some = pieces[start : start + self._batch_size]
-            batch = self._batch([{"targets": tokens} for _, tokens in some])
+            batch = self._batch([{"targets": tokens} for _, tokens in some], task)
             scores = whole(log_likelihood(self._model, params, batch))
             for (place, _), score in zip(some, scores, strict=False):
                 rows[place]["target_score"] += float(score)

@@ -18,6 +18,7 @@ from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.evaluation.metrics import bootstrap
 from t5x_lite.evaluation.metrics.base import EXTRAS
 from t5x_lite.evaluation.predictions import Row, needs_predictions
+from t5x_lite.lines import split_lines
 
 TEXT = "text/"  # before the names of metrics of texts, which aren't those of tokens
 _SMALLER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "bits_per_character", "error")
@@ -91,7 +92,7 @@ def write(folder: epath.Path, key: str, result: Mapping[str, Any], rows: Sequenc
 
 def _write(file: epath.Path, text: str) -> None:
     beside = file.parent / f"{file.name}.tmp"
-    beside.write_text(text)
+    beside.write_bytes(text.encode())
     beside.replace(file)
 
 
@@ -123,7 +124,7 @@ def read_predictions(folder: epath.Path, key: str) -> list[Row]:
     path = folder / f"{key}.predictions.jsonl"
     if not path.exists():
         raise UserError(f"no predictions of {key} in {folder}: run t5x_lite eval first.")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in split_lines(path.read_bytes().decode())]
 
 
 def _table_row(result: Row) -> Row:

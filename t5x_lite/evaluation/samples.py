@@ -8,7 +8,7 @@ import numpy as np
 
 from t5x_lite.data.loader import eval_batches
 from t5x_lite.data.tasks import Mixture, Task
-from t5x_lite.inference.decoding import Greedy, Method, generate, prefix_prompts
+from t5x_lite.inference.decoding import Greedy, Method, generate, given_prompts
 from t5x_lite.models import Model
 
 
@@ -23,7 +23,7 @@ def predict_samples(
 ) -> list[dict[str, str]]:
     """Decodes the first ``count`` held-out examples: a list of {"input", "target", "prediction"}.
 
-    An encoder-decoder reads the inputs; a prefix LM reads the prefix; a causal LM reads the first
+    An encoder-decoder or a decoder with pairs reads the inputs; a causal LM reads the first
     half of the example and the other half is the target, or, of a conversation, the last answer.
     An encoder-only model fills in the tokens that are masked, where there are any; XLNet's
     permutations aren't shown.
@@ -42,10 +42,10 @@ def predict_samples(
         return _filled_in(model, params, batch, task.vocabulary.decode)
     targets = batch["decoder_target_tokens"]
     inputs, prompts, options = batch.get("encoder_input_tokens"), None, {}
-    if inputs is None and "decoder_causal_attention" in batch:
-        inputs = prompts = np.asarray(prefix_prompts(batch))
+    if inputs is None and "inputs" in task.objective.features:
+        inputs = prompts = np.asarray(given_prompts(batch))
         targets = targets * (batch["decoder_loss_weights"] > 0)
-        options["bidirectional_prompts"] = True
+        options["bidirectional_prompts"] = "decoder_causal_attention" in batch
     elif inputs is None:
         begin = _continued_from(targets, batch["decoder_loss_weights"] > 0)
         place = np.arange(targets.shape[1])

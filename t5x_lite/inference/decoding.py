@@ -24,7 +24,7 @@ __all__ = [
     "Method",
     "Sample",
     "generate",
-    "prefix_prompts",
+    "given_prompts",
 ]
 
 
@@ -152,10 +152,9 @@ def _join(prompts: jax.Array, tokens: jax.Array, width: int) -> jax.Array:
     return joined[:, :, :width].astype(jnp.int32)
 
 
-def prefix_prompts(batch: dict) -> jax.Array:
-    """The prompts [B, length - 1] int32 within prefix-LM features [B, length].
+def given_prompts(batch: dict) -> jax.Array:
+    """The prompts [B, length] int32 within decoder-only features [B, length] of pairs.
 
-    `decoder_causal_attention` marks the start token and the prefix, so both are taken off
-    `decoder_input_tokens` here.
+    They are the tokens that aren't learnt, and 0 elsewhere.
     """
-    return (batch["decoder_input_tokens"] * batch["decoder_causal_attention"])[:, 1:]
+    return batch["decoder_target_tokens"] * (batch["decoder_loss_weights"] == 0)

@@ -73,12 +73,14 @@ class Slots:
     """The compiled functions. Hashable: what they compile is shared by all that are equal.
 
     model: of `for_slots`. columns: of each row's cache, prompts' width and new tokens together.
+    bidirectional: whether a prompt's tokens see each other in both directions (prefix LM).
     """
 
     model: Model
     rows: int
     columns: int
     eos_id: int = 1
+    bidirectional: bool = False
 
     def empty(self, params: Any, batch: dict) -> Any:
         """An empty cache for R rows. ``batch``: as of `start`, only its shapes are read."""
@@ -121,7 +123,14 @@ class Slots:
         read = {name: value for name, value in batch.items() if name != "prompts"}
         whole = expanded(params)
         cache = self.model.start_decoding(whole, {**read, "tokens": tokens}, self.columns)
-        logits, cache = self.model.decode(whole, cache, tokens, valid=valid, last_only=True)
+        logits, cache = self.model.decode(
+            whole,
+            cache,
+            tokens,
+            valid=valid,
+            bidirectional=valid if self.bidirectional else None,
+            last_only=True,
+        )
         return logits[:, 0], cache
 
 

@@ -14,7 +14,16 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from t5x_lite.errors import UserError
-from t5x_lite.interop import fusing, huggingface, peft, runs, swapped_rows, t5x, tokenizer_files
+from t5x_lite.interop import (
+    fusing,
+    huggingface,
+    origin,
+    peft,
+    runs,
+    swapped_rows,
+    t5x,
+    tokenizer_files,
+)
 from t5x_lite.interop.tensors import Tensor, whole
 from t5x_lite.interop.weight_maps import Shape
 from t5x_lite.models import Model, TransformerConfig, adapters
@@ -270,7 +279,8 @@ def from_pretrained(
     changed = [name for name in settings if name in (*_MEANING, *_MEANING_IF, "adapters")]
     if changed:
         raise UserError(f"{changed[0]} is what the weights in {path} make it; it can't be chosen.")
-    model = Model(dataclasses.replace(source.config, **settings))
+    chosen = dataclasses.replace(source.config, **settings)
+    model = Model(chosen, _attention(source))
     if mesh is None:
         abstract = model.abstract_params()
     else:
@@ -285,6 +295,11 @@ def from_pretrained(
     return model, layout.nested(params), source.vocabulary()
 
 
+def _attention(source: Source) -> str | None:
+    found = origin.origin_of(source.path, source.config.architecture, source.config.vocab_size)
+    return found.reading.attention if found.reading is not None else None
+
+
 def save_pretrained(
     path: str | os.PathLike,
     model: Model,
@@ -292,6 +307,7 @@ def save_pretrained(
     vocabulary: Any = None,
     *,
     dtype: Any = "float32",
+    as_causal: bool = False,
 ) -> None:
     """Writes a model as a new folder that `AutoModel*.from_pretrained` and `AutoTokenizer` open.
 
@@ -299,11 +315,12 @@ def save_pretrained(
 
     The class is T5ForConditionalGeneration, LlamaForCausalLM, Qwen3ForCausalLM,
     GPT2LMHeadModel, Gemma3ForCausalLM, MixtralForCausalLM, BertForPreTraining, ..., by the model's
-    settings. ``vocabulary`` None: no tokenizer files are written.
+    settings. ``vocabulary`` None: no tokenizer files are written. ``as_causal``: as of `convert`.
 
     Raises:
       UserError: the folder exists, or no class of Hugging Face computes what the model does.
     """
+    origin.require_exportable(model.prompts, "the model", as_causal)
     model, params = model.merged(dict(params))
     named = layout.by_name(params)
     huggingface.write(
@@ -325,7 +342,13 @@ def dtype_named(name: str) -> np.dtype:
 
 
 def convert(
-    source: Source, to: str | os.PathLike, kind: str, *, dtype: Any = None, vocabulary: Any = None
+    source: Source,
+    to: str | os.PathLike,
+    kind: str,
+    *,
+    dtype: Any = None,
+    vocabulary: Any = None,
+    as_causal: bool = False,
 ) -> None:
     """Writes a source's weights in another format, holding about one parameter at a time.
 
@@ -335,8 +358,15 @@ def convert(
         LoRAs of a run alone.
       dtype: of what is written; None: the source's.
       vocabulary: to be written with it; None: none is.
+      as_causal: write a prefix LM for transformers, too, whose decoders have another mask.
+
+    Raises UserError for such a model without it, before anything is written.
     """
     dtype = np.dtype(dtype or source.dtype)
+    rows = source.config.vocab_size
+    reading = origin.origin_of(source.path, source.config.architecture, rows).reading
+    if kind != "t5x_lite" and reading is not None:
+        origin.require_exportable(reading.attention, source.path, as_causal)
     if kind == "peft":
         if source.kind != "t5x_lite":
             raise UserError(f"--format=peft: {source.path} isn't a run with LoRA.")
@@ -350,7 +380,12 @@ def convert(
         return
     tensors = source.parameters(shapes, dtype)
     with huggingface.new_folder(to) as folder:
-        runs.write(folder, tensors, source.config, {"converted_from": source.path})
+        note: dict[str, Any] = {"converted_from": source.path}
+        if reading is not None:
+            note["reading"] = reading.record()
+        if vocabulary is not None:
+            note["vocabulary"] = vocabulary.fingerprint
+        runs.write(folder, tensors, source.config, note)
         (folder / "model.gin").write_text(runs.gin_text(source.config, source.path))
         if vocabulary is not None:
             tokenizer_files.write(vocabulary, folder, source.config)

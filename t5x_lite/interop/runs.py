@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from t5x_lite import config
+from t5x_lite import config, run_vocabulary
 from t5x_lite.data.vocabulary import SentencePieceVocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.interop import fusing, tokenizer_files
@@ -219,31 +219,54 @@ def write(
 def vocabulary(path: epath.Path, rows: int) -> Any:
     """The vocabulary of a run: from files in its folder, or else its configuration's.
 
-    None if there is neither. Raises UserError if the configuration's can't be made. The task's data
-    isn't looked at: it needn't be on this machine.
+    None if there is neither. Raises UserError if the configuration's can't be made, or if what is
+    there isn't what the weights were trained with. The task's data isn't looked at: it needn't be
+    on this machine.
     """
     found = layout.find_checkpoint(path)
-    for folder in (path, found.parent.parent):
-        if "://" in str(folder):
+    run = layout.read_description(found).get("run", {})
+    wanted, other = run.get("vocabulary"), None
+    for where, vocabulary in _vocabularies(path, found.parent.parent, rows, run.get("config")):
+        if wanted is None or vocabulary.fingerprint == wanted:
+            return vocabulary
+        other = other or where
+    if other is None:
+        return None
+    raise UserError(
+        f"the weights in {found} were trained with another vocabulary than {other} holds now: put "
+        f"the run's own file there."
+    )
+
+
+def _vocabularies(
+    path: epath.Path, folder: epath.Path, rows: int, text: str | None
+) -> Iterator[tuple[Any, Any]]:
+    """(where, vocabulary) of all places that may hold a run's, the likeliest first."""
+    for place in dict.fromkeys((path, folder)):
+        if "://" in str(place):
             continue
-        if (folder / "vocabulary.model").exists():  # trained by the run on its own text
-            return SentencePieceVocabulary(str(folder / "vocabulary.model"))
-        if known := tokenizer_files.read(Path(folder), rows):
-            return known
-    text = layout.read_description(found).get("run", {}).get("config")
-    return _configured_vocabulary(text) if text else None
+        if (file := place / run_vocabulary.MODEL).exists():
+            yield file, SentencePieceVocabulary(str(file))
+        if known := tokenizer_files.read(Path(place), rows):
+            yield place, known
+    made = configured(text, "vocabulary", folder) if text else None
+    if made is not None:
+        yield "its configuration", made
 
 
-def _configured_vocabulary(text: str) -> Any:
+def configured(text: str, parameter: str, folder: epath.Path | None = None) -> Any:
+    """What the configuration of the run in a folder binds to a parameter of its (first) task."""
     with config.fresh(), tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "config.gin"
         file.write_text(text)
         (Path(temporary) / "run.json").touch()  # somebody else's, perhaps: it may import nothing
+        if folder is not None and "://" not in str(folder):
+            run_vocabulary.refer(folder, temporary)
         config.register_all()
         config.parse([str(file)], root=_TASK)
         for (scope, selector), values in list(gin.config._CONFIG.items()):
-            if "vocabulary" in values:  # all tasks of a mixture have the same
-                return config.evaluate("/".join(filter(None, [scope, f"{selector}.vocabulary"])))
+            if parameter in values:  # all tasks of a mixture have the same
+                return config.evaluate("/".join(filter(None, [scope, f"{selector}.{parameter}"])))
     return None
 
 

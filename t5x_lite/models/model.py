@@ -47,9 +47,13 @@ class Model:
     Batches are dicts of int32 [B, length] with T5X's feature names; absent segment ids mean one
     segment, ended by padding (id 0). Parameters are float32 nested dicts with T5X's names, and the
     configuration's adapters beside them (adapters.py).
+
+    prompts: how the weights that it was opened with read prompts, for whoever exports them (the
+      `attention` of data/reading.py); None: not known. No function here depends on it.
     """
 
     config: TransformerConfig
+    prompts: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def dtype(self) -> Any:

@@ -32,7 +32,9 @@ def main(args: argparse.Namespace) -> int:
     if vocabulary is None:
         print("  without a vocabulary: none was found; --vocabulary=FILE gives one", flush=True)
     dtype = pretrained.dtype_named(args.dtype) if args.dtype else None
-    pretrained.convert(source, args.to, kind, dtype=dtype, vocabulary=vocabulary)
+    pretrained.convert(
+        source, args.to, kind, dtype=dtype, vocabulary=vocabulary, as_causal=args.as_causal
+    )
     size = sum(file.stat().st_size for file in Path(args.to).rglob("*") if file.is_file())
     seconds = time.monotonic() - started
     print(f"to {args.to} ({kind}): {size / 1e6:,.1f} MB in {seconds:.1f} s")

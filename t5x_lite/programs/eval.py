@@ -14,12 +14,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from t5x_lite import config
+from t5x_lite.data.reading import Reading
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.error_page import write_error_page
 from t5x_lite.evaluation.predictions import TextEvaluation
 from t5x_lite.evaluation.results import best_step, folder_of, read_all, write
-from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.compile_cache import use_compile_cache
@@ -28,8 +28,8 @@ from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.recorder import say
 from t5x_lite.programs.setup import Setup, set_up
+from t5x_lite.programs.weights import open_weights
 from t5x_lite.training.checkpoints import Checkpoints
-from t5x_lite.training.state import abstract_params
 from t5x_lite.training.trackers import JsonLines
 
 
@@ -55,6 +55,7 @@ def evaluate(
     text: TextEvaluation | None = None,
     confidence_samples: int = 0,
     num_samples: int = 3,
+    accept_other_vocabulary: bool = False,
     total_steps: int | None = None,
     poll_seconds: float = 10.0,
     patience_seconds: float = 3600.0,
@@ -72,6 +73,7 @@ def evaluate(
       split: of the task's source.
       text: how texts are predicted for the metrics that the tasks name.
       confidence_samples: draws of the bootstrap, for 95 % intervals of those; 0: no intervals.
+      accept_other_vocabulary: evaluate weights that were trained with another vocabulary, too.
       total_steps: the step after which ``watch`` ends.
       poll_seconds, patience_seconds: how often ``watch`` looks for a checkpoint; how long it waits
         for another before it gives up.
@@ -94,10 +96,13 @@ def evaluate(
         paths: Iterable[str] = waiting.paths()
     else:
         paths = checkpoint_paths(model_dir, checkpoint)
-    held_out = HeldOut(setup, batch_count, split=split, text=text)
     log, results = JsonLines(epath.Path(model_dir) / "eval.jsonl"), {}
+    made: dict[Reading, HeldOut] = {}  # all checkpoints of a run read alike
     with use_mesh(setup.mesh, setup.rules):
-        for path, params in _restored(setup, paths, may_vanish=watch):
+        for path, found, params in _restored(setup, paths, accept_other_vocabulary, watch):
+            if found.reading not in made:
+                made[found.reading] = HeldOut(found, batch_count, split=split, text=text)
+            held_out = made[found.reading]
             results[path], rows = _evaluate_one(held_out, params, path, confidence_samples)
             if distributed.is_main_process() and epath.Path(model_dir).exists():
                 log.log(results[path]["step"], _values(results[path], but=("step",)))
@@ -110,18 +115,21 @@ def evaluate(
     return list(results.values())
 
 
-def _restored(setup: Setup, paths: Iterable[str], may_vanish: bool) -> Iterator[tuple[str, Any]]:
-    """Each checkpoint with its parameters; those that a run deleted meanwhile are left out."""
-    abstract = abstract_params(setup.model, setup.mesh, setup.rules)
+def _restored(
+    setup: Setup, paths: Iterable[str], accept: bool, may_vanish: bool
+) -> Iterator[tuple[str, Setup, Any]]:
+    """Each checkpoint and its `open_weights`; those that a run deleted meanwhile are left out."""
     for path in paths:
         try:
-            params = restore_params(path, abstract, model=setup.model.config)
+            found, params = open_weights(
+                setup, path, accept_other_vocabulary=accept, verb="evaluate"
+            )
         except (UserError, OSError) as error:
             if not may_vanish or epath.Path(path).exists():
                 raise
             say(f"{path} is gone already ({str(error).partition(chr(10))[0]})")
             continue
-        yield path, params
+        yield path, found, params
 
 
 def _evaluate_one(

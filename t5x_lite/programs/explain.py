@@ -17,13 +17,12 @@ from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 from t5x_lite.inference import inspection
 from t5x_lite.inference.decoding import generate
-from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.eval import checkpoint_paths
 from t5x_lite.programs.setup import Setup, set_up
+from t5x_lite.programs.weights import open_weights
 from t5x_lite.report import explain_page
-from t5x_lite.training.state import abstract_params
 
 Features = dict[str, np.ndarray]  # of one row: [1, length]
 _STEP = 64  # lengths are padded to multiples of it, so that few shapes are compiled
@@ -71,12 +70,13 @@ def read_setup(args: argparse.Namespace) -> Setup:
     for name, value in given.items():
         given[name] = value() if isinstance(value, type) else value
     # As many rows, all the same, as the mesh wants: a model may need all devices for one text.
-    return set_up(**given, batch_size=jax.device_count(), mesh=_mesh(), pack=False)
+    return set_up(**given, batch_size=jax.device_count(), mesh=_given("mesh"), pack=False)
 
 
-def _mesh() -> Any:
+def _given(name: str) -> Any:
+    """What the configuration gives to a parameter of `infer`; None if nothing."""
     try:
-        return config.evaluate("infer.mesh")
+        return config.evaluate(f"infer.{name}")
     except UserError:
         return None
 
@@ -96,14 +96,15 @@ def explain(
     "rank", "entropy" and "alternatives"; with two sets of weights, the same of the second under
     "other". With ``attention``, "attention": {kind: float32 [L, N, queries, keys]} of the first.
     """
-    abstract = abstract_params(setup.model, setup.mesh, setup.rules)
+    accept = bool(_given("accept_other_vocabulary"))
     paths = [_checkpoint(path) for path in weights]
     batch: Features | None = None
     result: dict[str, Any] = {"weights": [str(path) for path in paths]}
     with use_mesh(setup.mesh, setup.rules):
         for number, path in enumerate(paths):
-            params = restore_params(path, abstract, model=setup.model.config)
+            reads, params = open_weights(setup, path, accept_other_vocabulary=accept)
             if batch is None:
+                setup = reads  # the example is that of the first weights
                 batch = make_example(setup, params, text, target)
                 if not {"decoder_target_tokens", "encoder_target_tokens"} & set(batch):
                     raise UserError(
@@ -173,12 +174,11 @@ def make_example(setup: Setup, params: Any, text: str | None, target: str | None
     pair = features == ("inputs", "targets")
     if target is None and pair and _is_question(setup, task, tokens):
         if not setup.model.config.has_encoder:
-            raise UserError("explain needs --target for a prefix LM with pairs.")
-        inputs = np.append(tokens, vocabulary.eos_id)[: setup.lengths["inputs"]].astype(np.int32)
+            raise UserError("explain needs --target for a decoder-only model with pairs.")
+        inputs = setup.reading.inputs(tokens, vocabulary.eos_id, setup.lengths["inputs"])
         target_ids = _answer(setup, params, inputs)
     elif target is not None and pair:
-        end = [vocabulary.eos_id] if setup.model.config.has_encoder else []
-        inputs = np.append(tokens, end)[: setup.lengths["inputs"]].astype(np.int32)
+        inputs = setup.reading.inputs(tokens, vocabulary.eos_id, setup.lengths["inputs"])
         target_ids = np.append(vocabulary.encode(target), vocabulary.eos_id).astype(np.int32)
     elif target is not None and features != ("targets",):
         raise UserError(f"--target: {type(task.objective).__name__} has no targets to be given.")
@@ -203,9 +203,11 @@ def _by_objective(setup: Setup, task: Task, tokens: np.ndarray) -> Features:
 
 
 def _features(setup: Setup, example: dict[str, np.ndarray]) -> Features:
-    row = pad_example(example, {name: _width(setup, name, len(example[name])) for name in example})
-    found = model_features(row, setup.architecture, False)
-    return {name: value[None] for name, value in found.items()}
+    widths = {name: _width(setup, name, len(example[name])) for name in example}
+    if setup.model.encoder_only:
+        found = model_features(pad_example(example, widths), setup.architecture, False)
+        return {name: value[None] for name, value in found.items()}
+    return setup.reading.features([example], widths)
 
 
 def _width(setup: Setup, name: str, length: int) -> int:

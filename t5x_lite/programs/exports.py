@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from t5x_lite.data.reading import Reading
 from t5x_lite.errors import UserError
 from t5x_lite.interop import huggingface
+from t5x_lite.interop.origin import require_exportable
 from t5x_lite.models import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.training.checkpoints import CheckpointConfig, Checkpoints
@@ -33,6 +35,7 @@ class ExportingCheckpoints(Checkpoints):
     goes on, as long as the checkpoint is there. What can't be exported costs a warning.
 
     Args:
+      reading: what the run's model is trained to read.
       command: (checkpoint, folder, dtype) -> the command line that makes the one of the other.
 
     Raises UserError if Hugging Face has no class for the model, or model_dir isn't a local folder.
@@ -43,6 +46,7 @@ class ExportingCheckpoints(Checkpoints):
         model_dir: str | os.PathLike,
         config: CheckpointConfig,
         model: TransformerConfig,
+        reading: Reading | None = None,
         command: Callable[[str, str, str | None], list[str]] = convert_command,
     ):
         super().__init__(model_dir, config)
@@ -57,6 +61,8 @@ class ExportingCheckpoints(Checkpoints):
                 f"{model_dir}: export with `t5x_lite convert` instead."
             )
         huggingface.family_for(model)
+        if reading is not None:
+            require_exportable(reading.attention, "this run")
         if distributed.is_main_process():
             for left in self._exports.glob(".*.tmp"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)

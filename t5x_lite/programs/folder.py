@@ -3,6 +3,7 @@
 model_dir/
   run.json           what makes this run this run; another can't continue here
   config.gin         the whole configuration, macros resolved: --gin_file takes it
+  vocabulary.json    which vocabulary the run has, and its copy here: see run_vocabulary.py
   parameters.txt     every parameter's name, shape, logical axes, mesh axes, dtype
   metrics.jsonl      every logged number; tensorboard/ has the same
   hyperparameters.json, summary.json  what was known at the start and at the end
@@ -18,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from t5x_lite import config
+from t5x_lite import config, run_vocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.models import TransformerConfig
 from t5x_lite.programs.setup import Setup
@@ -107,7 +108,7 @@ def _write(file: epath.Path, text: str) -> None:
 def _others(folder: epath.Path) -> list[str]:
     """What is in the folder, except what is made before run.json: the vocabulary, too."""
     names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    return [name for name in names if name not in ("vocabulary.model", "run.json.tmp")]
+    return [name for name in names if name not in (run_vocabulary.MODEL, "run.json.tmp")]
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:

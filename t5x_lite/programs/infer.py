@@ -1,7 +1,6 @@
 """`t5x_lite infer`: texts in, JSON lines out."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import math
@@ -16,7 +15,6 @@ import numpy as np
 
 from t5x_lite import config
 from t5x_lite.data.chat import ChatTemplate, check_messages
-from t5x_lite.data.features import model_features, pad_example
 from t5x_lite.data.objectives import Chat, LastAnswer
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
@@ -24,7 +22,7 @@ from t5x_lite.evaluation.heads import OBJECTIVES
 from t5x_lite.inference.decoding import Greedy, Method, generate
 from t5x_lite.inference.scoring import log_likelihood
 from t5x_lite.inference.weights import compress
-from t5x_lite.interop.pretrained import restore_params
+from t5x_lite.lines import read_lines, split_lines
 from t5x_lite.models import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.compile_cache import use_compile_cache
@@ -35,7 +33,8 @@ from t5x_lite.programs.eval import checkpoint_paths
 from t5x_lite.programs.heads import answer_records
 from t5x_lite.programs.results_file import continued, fingerprint, shard, shard_name
 from t5x_lite.programs.setup import Setup, set_up
-from t5x_lite.training.state import abstract_params, key_for
+from t5x_lite.programs.weights import open_weights
+from t5x_lite.training.state import key_for
 
 Record = dict[str, Any]
 BATCH_SIZE = 8
@@ -82,9 +81,7 @@ def read_records(path: str) -> list[Record]:
       UserError: no such file, invalid UTF-8 or JSON, a record without "input", or no record.
     """
     try:
-        with contextlib.ExitStack() as stack:
-            file = sys.stdin if path == "-" else stack.enter_context(open(path, encoding="utf-8"))
-            lines = file.read().splitlines()
+        lines = split_lines(sys.stdin.buffer.read().decode()) if path == "-" else read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't read --input {path}: {error}.") from error
     is_json = next((line for line in lines if line.strip()), "").lstrip().startswith("{")
@@ -123,6 +120,7 @@ def infer(
     max_new_tokens: int | None = None,
     weights: str = "float32",
     seed: int = 0,
+    accept_other_vocabulary: bool = False,
     checkpoint: str = "latest",
     first: int = 0,
 ) -> Iterator[Record]:
@@ -140,12 +138,12 @@ def infer(
       method: Greedy() (the default), Sample(...), BeamSearch(...) or Lookup(...).
       max_new_tokens: None: the length of the task's targets.
       weights: how they are kept in memory: "float32", "bfloat16" or "int8".
+      accept_other_vocabulary: use weights that were trained with another vocabulary, too.
       first: the first record that is still to do, a multiple of batch_size.
     """
     setup = set_up(model, task, lengths, batch_size, mesh, pack=False)
-    abstract = abstract_params(setup.model, setup.mesh, setup.rules)
     [path] = checkpoint_paths(model_dir, checkpoint)
-    params = restore_params(path, abstract, model=model)
+    setup, params = open_weights(setup, path, accept_other_vocabulary=accept_other_vocabulary)
     if setup.model.encoder_only:
         headed = isinstance(task.objective, OBJECTIVES)
         return (answer_records if headed else embed_records)(setup, params, records[first:])
@@ -168,18 +166,17 @@ def infer(
 def _complete(
     setup: Setup, params: Any, records: Sequence[Record], method: Method, new_tokens: int, rng
 ) -> Iterator[Record]:
-    vocabulary = setup.task.vocabulary
+    vocabulary, reading = setup.task.vocabulary, setup.reading
     has_encoder = setup.model.config.has_encoder
-    eos = [vocabulary.eos_id] if has_encoder else []
     limit = setup.lengths.get("inputs", setup.lengths["targets"])
     template = template_of(setup.task)
-    ids = [np.append(_prompt(r, template, setup.task), eos).astype(np.int32) for r in records]
-    # A prompt is continued, so its end is what counts; an input is read from its beginning.
-    cut = [x[:limit] if has_encoder else x[-limit:] for x in ids]
+    tokens = [_prompt(r, template, setup.task) for r in records]
+    cut = [reading.inputs(x, vocabulary.eos_id, limit) for x in tokens]
+    longer = [len(x) + reading.inputs_eos > limit for x in tokens]
     chosen = _choices(setup, params, records, cut)
     if len(chosen) == len(records):
         for i, record in enumerate(records):
-            cut_off = {"truncated": True} if len(ids[i]) > limit else {}
+            cut_off = {"truncated": True} if longer[i] else {}
             yield record | chosen[i] | cut_off
         return
     inputs = _pad(cut, setup.batch_size, limit if has_encoder else _round_up(cut, limit))
@@ -195,6 +192,7 @@ def _complete(
         method=method,
         max_new_tokens=new_tokens,
         prompts=prompts,
+        bidirectional_prompts=reading.bidirectional,
         rng=rng,
         eos_id=template.stop_id(vocabulary) if template else vocabulary.eos_id,
     )
@@ -208,7 +206,7 @@ def _complete(
         if len(texts) > 1:
             rest = zip(texts, scores[i], strict=True)
             result["predictions"] = [{"text": t, "score": float(s)} for t, s in rest]
-        if len(ids[i]) > limit:
+        if longer[i]:
             result["truncated"] = True
         if i in likelihoods:
             result["target_log_likelihood"] = likelihoods[i]
@@ -270,6 +268,7 @@ def _target_likelihoods(
     if not chosen:
         return {}
     vocabulary, lengths = setup.task.vocabulary, setup.lengths
+    sizes = {"inputs": lengths.get("inputs", lengths["targets"]), "targets": lengths["targets"]}
     rows = []
     for i in chosen:
         target = np.append(vocabulary.encode(records[i]["target"]), vocabulary.eos_id)
@@ -279,11 +278,11 @@ def _target_likelihoods(
                 f"lengths['targets'] is {lengths['targets']}: shorten it, or raise the length."
             )
         example = {"inputs": inputs[i], "targets": target.astype(np.int32)}
-        sizes = {"inputs": lengths.get("inputs", lengths["targets"]), "targets": lengths["targets"]}
-        rows.append(model_features(pad_example(example, sizes), setup.architecture, False))
+        rows.append(example)
+    features = setup.reading.features(rows, sizes)
     batch = {
-        name: _pad([row[name] for row in rows], setup.batch_size, len(rows[0][name]))
-        for name in rows[0]
+        name: _pad(list(values), setup.batch_size, values.shape[1])
+        for name, values in features.items()
     }
     placed = setup.place({name: value[setup.rows] for name, value in batch.items()})
     values = np.asarray(log_likelihood(setup.model, params, placed))

@@ -12,24 +12,20 @@ from typing import Any
 import jax
 
 from t5x_lite import config
-from t5x_lite.data.chat import ChatTemplate
-from t5x_lite.data.objectives import Chat
 from t5x_lite.errors import UserError
 from t5x_lite.inference.slots import Slots, for_slots
 from t5x_lite.inference.weights import compress
-from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.embed import embedder
 from t5x_lite.programs.eval import checkpoint_paths
-from t5x_lite.programs.infer import template_of
 from t5x_lite.programs.setup import Setup, set_up
+from t5x_lite.programs.weights import open_weights
 from t5x_lite.serve import page
 from t5x_lite.serve.engine import Engine
 from t5x_lite.serve.service import Texts, Vectors
 from t5x_lite.serve.settings import ServeConfig
-from t5x_lite.training.state import abstract_params
 
 KEY = "T5X_LITE_API_KEY"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -73,9 +69,9 @@ def build(checkpoint: str, settings: ServeConfig) -> tuple[str, Texts | Vectors]
     """The name of the model that the config gives to `infer`, and what serves it."""
     given = {name: _given(name) for name in ("model_dir", "model", "task", "lengths")}
     setup = _set_up(given, settings)
-    abstract = abstract_params(setup.model, setup.mesh, setup.rules)
     [path] = checkpoint_paths(given["model_dir"], checkpoint)
-    params = restore_params(path, abstract, model=given["model"])
+    accept = bool(_given("accept_other_vocabulary", False))
+    setup, params = open_weights(setup, path, accept_other_vocabulary=accept)
     found = Path(path).name
     name = Path(given["model_dir"]).name if found.isdigit() else found
     if setup.model.encoder_only:
@@ -105,8 +101,8 @@ def _texts(setup: Setup, params: Any, settings: ServeConfig) -> Texts:
         merged, params = setup.model.merged(params)
         params = compress(params, _given("weights", "float32"))
         model, params = for_slots(merged, params, settings.slots)
-    vocabulary, template = setup.task.vocabulary, template_of(setup.task)
-    slots = Slots(model, settings.slots, columns, vocabulary.eos_id)
+    vocabulary, reading = setup.task.vocabulary, setup.reading
+    slots = Slots(model, settings.slots, columns, vocabulary.eos_id, reading.bidirectional)
     engine = Engine(
         slots,
         params,
@@ -119,11 +115,9 @@ def _texts(setup: Setup, params: Any, settings: ServeConfig) -> Texts:
         engine,
         vocabulary,
         settings,
-        has_encoder=model_config.has_encoder,
+        reading=reading,
         max_prompt=max_prompt,
         max_tokens=max_tokens,
-        template=template or ChatTemplate(),
-        marks=template is None or isinstance(setup.task.objective, Chat),
     )
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from t5x_lite.data.features import feature_lengths
 from t5x_lite.data.objectives.heads import check_labels
+from t5x_lite.data.reading import Reading, task_reading
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model, TransformerConfig
@@ -49,6 +50,11 @@ class Setup:
     @property
     def architecture(self) -> str:
         return self.model.config.architecture
+
+    @property
+    def reading(self) -> Reading:
+        """What the model reads of a text that it is to answer."""
+        return task_reading(self.task, self.architecture)
 
     def place(self, features: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """This process's rows [len(rows), length] -> global arrays [batch_size, length]."""
@@ -110,7 +116,15 @@ def set_up(
         )
     if model.architecture == "encoder_only":
         check_labels([leaf for leaf, _ in task.leaves], model.num_labels)
-    sizes = feature_lengths(dict(lengths), model.architecture, objective.features, bool(pack))
+    if model.architecture != "decoder_only" and getattr(objective, "prefix", None) == "causal":
+        raise UserError(
+            f'{type(objective).__name__}.prefix = "causal" is for decoder_only models, this is an '
+            f"{model.architecture}: leave it out."
+        )
+    reading = task_reading(task, model.architecture)
+    sizes = feature_lengths(
+        dict(lengths), model.architecture, objective.features, bool(pack), reading.attention
+    )
     longest = max(sizes.values()) + prompt_length(model)
     if model.positions == "learned" and longest > model.max_positions:
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 import gin
 import jax
 
-from t5x_lite import config
+from t5x_lite import config, run_vocabulary
 from t5x_lite.data.loader import BatchLoader, prefetch
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
@@ -29,6 +29,7 @@ from t5x_lite.programs.interrupt import Interrupt
 from t5x_lite.programs.lock import Lock
 from t5x_lite.programs.recorder import Recorder, say
 from t5x_lite.programs.setup import set_up
+from t5x_lite.programs.weights import check_start, has_checkpoint
 from t5x_lite.training import garbage
 from t5x_lite.training.goodput import Goodput
 from t5x_lite.training.guards import SpikeGuard
@@ -69,6 +70,7 @@ def train(
     checkpoint: CheckpointConfig | None = None,
     initial_checkpoint: str | None = None,
     initial_params: str | None = None,
+    accept_other_vocabulary: bool = False,
     trainable: str | None = None,
     frozen: str | None = None,
     layer_decay: float = 1.0,
@@ -100,6 +102,7 @@ def train(
       initial_checkpoint: whose parameters to start from: another run's folder or checkpoint, a
         folder of Hugging Face, or a checkpoint of T5X.
       initial_params: regular expression: only parameters with a match are taken from it.
+      accept_other_vocabulary: start from weights that were trained with another vocabulary, too.
       trainable, frozen, layer_decay: see training/trainable.py.
       eval_batch_count: batches of held-out data at each evaluation; None: all there are.
       num_samples: predictions shown after the last step, and every ``sample_period`` steps (0: no).
@@ -149,14 +152,19 @@ def train(
     held_out = HeldOut(setup, eval_batch_count, loss)
 
     # ------------------------------------------------------------------- the run's folder
+    if initial_checkpoint is not None and not has_checkpoint(model_dir):
+        check_start(initial_checkpoint, setup.model, task, initial_params, accept_other_vocabulary)
     identity = folder.identity(setup, seed=seed, pack=pack, data=loader.fingerprint)
     with contextlib.ExitStack() as stack:
         if distributed.is_main_process():
             folder.claim(model_dir, identity)
+            run_vocabulary.carry(model_dir, task.vocabulary)
             stack.enter_context(Lock(model_dir))
 
         # --------------------------------------------------------------- state
-        checkpoints = stack.enter_context(ExportingCheckpoints(model_dir, checkpoint, model))
+        checkpoints = stack.enter_context(
+            ExportingCheckpoints(model_dir, checkpoint, model, setup.reading)
+        )
         with goodput.spend("restore"):
             restored = restore_newest(checkpoints, abstract.to_dict())
         earlier = restored.description if restored else {}
@@ -216,7 +224,9 @@ def train(
                     step,
                     state.to_dict(),
                     data_position=distributed.gather_rows(position, setup.rows, batch_size),
-                    description=identity | recorder.state(ended) | {"config": config.config_text()},
+                    description=identity
+                    | recorder.state(ended)
+                    | {"config": config.config_text(), "reading": setup.reading.record()},
                     metrics=metrics,
                 )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from t5x_lite.data.chat import ChatTemplate
+from t5x_lite.data.reading import Reading
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.serve.answers import Piece, Text
@@ -24,8 +24,8 @@ _WARM_UP_TOKENS = 2  # a first one, and one of a slice
 class Texts:
     """Answers requests by an engine's tokens.
 
+    reading: what the model reads of a prompt or a conversation.
     max_prompt, max_tokens: limits in tokens; of an encoder's input, EOS included.
-    marks: whether the template's marks are special tokens, where the vocabulary has them.
     """
 
     def __init__(
@@ -34,14 +34,12 @@ class Texts:
         vocabulary: Vocabulary,
         settings: ServeConfig,
         *,
-        has_encoder: bool,
+        reading: Reading,
         max_prompt: int,
         max_tokens: int,
-        template: ChatTemplate,
-        marks: bool = True,
     ):
         self.engine, self.vocabulary, self._settings = engine, vocabulary, settings
-        self.has_encoder, self._template, self._marks = has_encoder, template, marks
+        self.reading, self.has_encoder = reading, reading.attention == "encoder"
         self.max_prompt, self.max_tokens = max_prompt, max_tokens
 
     def prepare(self, asked: Asked) -> "Answer":
@@ -135,21 +133,18 @@ class Texts:
             if bad := [i for i in prompt if not 0 < i < size]:
                 raise Refused(400, f"token id {bad[0]}: expected 1 to {size - 1}", param="prompt")
             ids = np.array(prompt, np.int32)
-        return np.append(ids, self.vocabulary.eos_id) if self.has_encoder else ids
+        return self.reading.inputs(ids, self.vocabulary.eos_id)
 
     def _chat(self, messages: Sequence[Any]) -> np.ndarray:
         try:
-            if self._marks:
-                ids = self._template.prompt_ids(messages, self.vocabulary)
-            else:
-                ids = self.vocabulary.encode(self._template.prompt(messages))
+            ids = self.reading.chat(messages, self.vocabulary)
         except UserError as error:
             raise Refused(400, str(error), param="messages") from None
-        return np.append(ids, self.vocabulary.eos_id) if self.has_encoder else ids
+        return self.reading.inputs(ids, self.vocabulary.eos_id)
 
     @property
     def _stop_id(self) -> int:
-        return self._template.stop_id(self.vocabulary)
+        return self.reading.stop_id(self.vocabulary)
 
 
 class Answer:

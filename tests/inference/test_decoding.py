@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_lite.errors import UserError
-from t5x_lite.inference.decoding import BeamSearch, Greedy, Sample, generate, prefix_prompts
+from t5x_lite.inference.decoding import BeamSearch, Greedy, Sample, generate, given_prompts
 from t5x_lite.inference.sampling import shape_logits
 from t5x_lite.inference.scoring import log_likelihood, token_log_probs
 from t5x_lite.models import Model, TransformerConfig
@@ -197,12 +197,12 @@ def test_max_length_counts_the_prompt_and_include_prompts_shows_it(method):
     assert new[1].tolist() == [*full[1].tolist(), 0, 0]
 
 
-def test_prefix_prompts_are_the_inputs_of_prefix_lm_features():
+def test_given_prompts_are_what_is_not_learnt():
     batch = {
-        "decoder_input_tokens": np.array([[0, 7, 8, 9, 4], [0, 5, 6, 0, 0]]),
-        "decoder_causal_attention": np.array([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]),
+        "decoder_target_tokens": np.array([[7, 8, 9, 4, 1], [5, 6, 1, 0, 0]]),
+        "decoder_loss_weights": np.array([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]]),
     }
-    assert prefix_prompts(batch).tolist() == [[7, 8, 0, 0], [5, 0, 0, 0]]
+    assert given_prompts(batch).tolist() == [[7, 8, 0, 0, 0], [5, 0, 0, 0, 0]]
 
 
 # -------------------------------------------------------------------------------------- sampling

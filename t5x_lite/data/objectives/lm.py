@@ -8,7 +8,9 @@ import gin
 import numpy as np
 
 from t5x_lite.data.objectives.base import Example, Lengths, length_of
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, did_you_mean
+
+PREFIXES = ("bidirectional", "causal")
 
 
 def random_prefix_mask(length: int, rng: np.random.Generator) -> np.ndarray:
@@ -66,11 +68,25 @@ class PrefixLM:
 @gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class TextToText:
-    """Supervised text to text: a record {"inputs": str, "targets": str} is one example."""
+    """Supervised text to text: a record {"inputs": str, "targets": str} is one example.
+
+    prefix: how a decoder_only model reads the inputs. "bidirectional": with EOS behind them, and
+      each of them sees all others, as a T5X prefix LM; "causal": without EOS, as an ordinary
+      language model, which is what transformers' decoders do. Not for an encoder_decoder.
+    """
+
+    prefix: str = dataclasses.field(default="bidirectional", repr=False)
 
     features: ClassVar = ("inputs", "targets")
     document_eos: ClassVar = False
     append_eos: ClassVar = True
+
+    def __post_init__(self):
+        if self.prefix not in PREFIXES:
+            raise UserError(
+                f"TextToText.prefix is {self.prefix!r}, expected one of {', '.join(PREFIXES)}."
+                + did_you_mean(str(self.prefix), PREFIXES)
+            )
 
     def segment_length(self, lengths: Lengths) -> None:
         for name in self.features:
