@@ -34,10 +34,7 @@ def relocated(bindings: Sequence[Binding], folder: str) -> list[Binding]:
         if isinstance(written, str) and not _same_folder(written, folder):
             places[written.rstrip("/")] = folder
             places[written] = folder
-    moved = [
-        dataclasses.replace(b, value=places[b.value]) if _is_place(b.value, places) else b
-        for b in bindings
-    ]
+    moved = [dataclasses.replace(b, value=_place(b.value, places)) for b in bindings]
     trained = run_vocabulary.trained_file(folder)
     if trained is not None:
         moved.append(Binding("", _TRAINED, "path", trained, f"{folder}/{run_vocabulary.FILE}"))
@@ -50,8 +47,8 @@ def _names_the_run(binding: Binding) -> bool:
     return binding.name == "model_dir"
 
 
-def _is_place(value: object, places: dict[str, str]) -> bool:
-    return isinstance(value, str) and value in places
+def _place(value: object, places: dict[str, str]) -> object:
+    return places.get(value, value) if isinstance(value, str) else value
 
 
 def _same_folder(written: str, folder: str) -> bool:

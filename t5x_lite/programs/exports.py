@@ -35,8 +35,8 @@ class ExportingCheckpoints(Checkpoints):
     goes on, as long as the checkpoint is there. What can't be exported costs a warning.
 
     Args:
-      reading: what the run's model is trained to read.
       command: (checkpoint, folder, dtype) -> the command line that makes the one of the other.
+      reading: what the run's model is trained to read.
 
     Raises UserError if Hugging Face has no class for the model, or model_dir isn't a local folder.
     """
@@ -46,8 +46,8 @@ class ExportingCheckpoints(Checkpoints):
         model_dir: str | os.PathLike,
         config: CheckpointConfig,
         model: TransformerConfig,
-        reading: Reading | None = None,
         command: Callable[[str, str, str | None], list[str]] = convert_command,
+        reading: Reading | None = None,
     ):
         super().__init__(model_dir, config)
         self._command, self._ended = command, False

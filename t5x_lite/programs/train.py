@@ -163,7 +163,7 @@ def train(
 
         # --------------------------------------------------------------- state
         checkpoints = stack.enter_context(
-            ExportingCheckpoints(model_dir, checkpoint, model, setup.reading)
+            ExportingCheckpoints(model_dir, checkpoint, model, reading=setup.reading)
         )
         with goodput.spend("restore"):
             restored = restore_newest(checkpoints, abstract.to_dict())
