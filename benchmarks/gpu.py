@@ -82,7 +82,8 @@ def check_kernels(length: int) -> dict[str, float]:
     import jax.numpy as jnp
     import numpy as np
 
-    from t5x_lite.models.functional.attention import Mask, dot_product_attention
+    from t5x_lite.models.functional.attention import dot_product_attention
+    from t5x_lite.models.functional.masks import Mask
 
     forms = ["blockwise"] + (["cudnn"] if jax.default_backend() == "gpu" else [])
     keys = jax.random.split(jax.random.key(0), 4)

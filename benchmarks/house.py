@@ -1,4 +1,4 @@
-"""The size and shape of the code: what a run imports and executes, what a reader opens for one step.
+"""Size and shape of the code: what a run imports and executes, what to read for one step.
 
   python benchmarks/house.py                 # this checkout; about two minutes
   python benchmarks/house.py --root=OTHER    # another checkout, with this environment
@@ -170,10 +170,7 @@ def floor(module: str) -> int:
 
 def arrows_up(graph: dict[str, set[str]]) -> list[str]:
     return sorted(
-        f"{a} -> {b}"
-        for a, targets in graph.items()
-        for b in targets
-        if floor(a) < floor(b)
+        f"{a} -> {b}" for a, targets in graph.items() for b in targets if floor(a) < floor(b)
     )
 
 

@@ -73,7 +73,7 @@ def child(name: str, steps: int, tiny: bool, changes: dict) -> dict:
     from t5x_lite.models.flops import train_flops
     from t5x_lite.parallel.mesh import make_mesh
     from t5x_lite.parallel.rules import logical_rules
-    from t5x_lite.programs.ahead import Ahead
+    from t5x_lite.training.background_compile import BackgroundCompile
     from t5x_lite.training.optimizers import AdamW
     from t5x_lite.training.schedules import constant
     from t5x_lite.training.state import abstract_state, init_state
@@ -88,7 +88,7 @@ def child(name: str, steps: int, tiny: bool, changes: dict) -> dict:
     step = make_train_step(model, transform, optimizer.schedule)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     batch = jax.device_put(features(lengths, rows, config.vocab_size))
-    compiling = Ahead(step, abstract, batch)  # as `train` does
+    compiling = BackgroundCompile(step, abstract, batch)  # as `train` does
     state = init_state(model, transform, abstract, seed=0)
     step = compiling.result()
     found = measured(step, state, batch, steps, lambda state: state.params)

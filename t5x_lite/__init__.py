@@ -44,7 +44,7 @@ _NAMES = {
     "cosine": "training.schedules",
     "abstract_state": "training.state",
     "init_state": "training.state",
-    "set_up": "programs.setup",
+    "set_up": "training.setup",
     "from_pretrained": "interop.pretrained",
     "save_pretrained": "interop.pretrained",
     "generate": "inference.decoding",

@@ -15,10 +15,10 @@ import traceback
 from collections.abc import Callable, Sequence
 
 import t5x_lite
+from t5x_lite.background import BACKGROUND
 from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.verbs import DEBUG, GIN_FLAGS, VERBS
 
-BACKGROUND = "t5x_lite-background"  # threads that nothing waits for once a command has failed
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from t5x_lite.models.adapters import ADAPTERS, PROMPT, embedded
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.functional.attention import Mask, segment_mask, soft_cap
+from t5x_lite.models.functional.attention import segment_mask, soft_cap
+from t5x_lite.models.functional.masks import Mask
 from t5x_lite.models.heads import Heads, Outputs
 from t5x_lite.models.layers import Embed
 from t5x_lite.models.transformer import DecoderBlock, EncoderBlock, Stack

@@ -15,7 +15,8 @@ from t5x_lite.models import adapters, moe, reading
 from t5x_lite.models.architectures import EncoderOnly, Transformer
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.cross_cache import cross_cache
-from t5x_lite.models.functional.attention import Mask, soft_cap
+from t5x_lite.models.functional.attention import soft_cap
+from t5x_lite.models.functional.masks import Mask
 from t5x_lite.models.heads import Outputs
 from t5x_lite.models.layers import WEIGHTS
 from t5x_lite.models.transformer import decoder_for_steps

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.models.config import TransformerConfig
-from t5x_lite.models.functional.attention import MASKED
+from t5x_lite.models.functional.masks import MASKED
 from t5x_lite.models.heads import Bias, Heads, Outputs
 from t5x_lite.models.layers import Dense, Embed, kernel_init
 from t5x_lite.models.transformer import Stack, add, feed_forward

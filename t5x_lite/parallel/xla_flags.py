@@ -6,6 +6,7 @@ import jax.
 
 import importlib.metadata
 import os
+import re
 from collections.abc import MutableMapping
 
 from t5x_lite.errors import UserError, did_you_mean
@@ -73,6 +74,21 @@ def apply(*names: str, environment: MutableMapping[str, str] | None = None) -> N
 def apply_defaults(environment: MutableMapping[str, str] | None = None) -> None:
     """What training runs with, where this jaxlib is known to know it: XLA ends the process
     at a flag that it doesn't."""
+    environment = os.environ if environment is None else environment
+    enlarge_thread_pool(environment)
     version = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
     if (0, 10) <= version <= (0, 12):
         apply("cpu_eigen", environment=environment)
+
+
+def enlarge_thread_pool(environment: MutableMapping[str, str]) -> None:
+    """Gives XLA's CPU client threads enough for simulated devices to wait for each other.
+
+    With N devices it has N threads. Two programs with collectives that are under way at once can
+    block them all, each with a part of its devices: after 40 s XLA ends the process.
+    """
+    found = re.search(
+        r"--xla_force_host_platform_device_count=(\d+)", environment.get("XLA_FLAGS", "")
+    )
+    if found and int(found[1]) > 1:
+        environment.setdefault("PJRT_NPROC", str(4 * int(found[1])))

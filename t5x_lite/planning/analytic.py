@@ -14,7 +14,7 @@ import jax
 from t5x_lite.models import TransformerConfig
 from t5x_lite.models.flops import train_flops
 from t5x_lite.parallel.mesh import fsdp_axes
-from t5x_lite.programs.setup import Setup
+from t5x_lite.training.setup import Setup
 from t5x_lite.training.state import TrainState, trained_part
 
 

@@ -9,7 +9,7 @@ import jax
 from t5x_lite.models.flops import train_flops
 from t5x_lite.planning import analytic, hlo, products
 from t5x_lite.planning.report import gib
-from t5x_lite.programs.setup import Setup
+from t5x_lite.training.setup import Setup
 from t5x_lite.training.state import TrainState
 from t5x_lite.training.trackers import short
 

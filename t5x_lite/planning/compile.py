@@ -31,9 +31,9 @@ from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.planning import analytic, hlo, roofline, traffic
 from t5x_lite.planning.summary import summarize
 from t5x_lite.planning.topologies import Topology
-from t5x_lite.programs.build import build
-from t5x_lite.programs.setup import Setup, data_shards, set_up
+from t5x_lite.training.build import build
 from t5x_lite.training.guards import SpikeGuard
+from t5x_lite.training.setup import Setup, data_shards, set_up
 from t5x_lite.training.state import TrainState, abstract_state
 from t5x_lite.training.step import Loss, check_microbatches
 from t5x_lite.training.trainable import Trainable

@@ -8,7 +8,7 @@ from t5x_lite.models.flops import train_flops
 from t5x_lite.planning import roofline
 from t5x_lite.planning.compile import Run, versions
 from t5x_lite.planning.topologies import Topology
-from t5x_lite.programs.setup import Setup
+from t5x_lite.training.setup import Setup
 from t5x_lite.training.state import TrainState
 from t5x_lite.training.trackers import short
 

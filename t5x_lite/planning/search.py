@@ -22,41 +22,13 @@ from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.planning import compile as compiling
 from t5x_lite.planning import report, topologies, workers
 from t5x_lite.planning.compile import Run
+from t5x_lite.planning.layouts import Layout
 from t5x_lite.planning.topologies import Topology
 
 HEADROOM = 2.0  # how much more than the chip has a layout may need by formulas, to be compiled
 READING = 0.75  # of the time, at most; what is left of it is for compiling the best whole
 MICROBATCHES = (1, 2, 4, 8)
 MAX_TENSOR = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """What the search changes of a run."""
-
-    mesh: MeshConfig
-    remat: str
-    num_microbatches: int
-    batch_size: int
-
-    def apply(self, run: Run) -> Run:
-        steps = max(1, round(run.total_steps * run.batch_size / self.batch_size))
-        return dataclasses.replace(
-            run,
-            model=dataclasses.replace(run.model, remat=self.remat),
-            mesh=self.mesh,
-            num_microbatches=self.num_microbatches,
-            batch_size=self.batch_size,
-            total_steps=steps,  # the same budget of tokens
-        )
-
-    @property
-    def text(self) -> str:
-        axes = [f.name for f in dataclasses.fields(MeshConfig) if f.name != "fsdp_split"]
-        sizes = [f"{axis}={n}" for axis in axes if (n := getattr(self.mesh, axis)) != 1]
-        split = getattr(self.mesh, "fsdp_split", None)
-        fsdp = f" ({'x'.join(map(str, split))})" if split else ""
-        return f"{' x '.join(sizes) or 'one chip'}{fsdp}"
 
 
 def main(args: argparse.Namespace, run: Run, topology: Topology) -> dict[str, Any]:

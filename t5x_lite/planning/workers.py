@@ -10,26 +10,25 @@ import sys
 import tempfile
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from t5x_lite import config
 from t5x_lite.errors import UserError
 from t5x_lite.planning import report, topologies
+from t5x_lite.planning.layouts import Layout
+from t5x_lite.planning.runs import cache_dir, make_plan, read_run, start_jax
 from t5x_lite.planning.topologies import Topology
-
-if TYPE_CHECKING:
-    from t5x_lite.planning.search import Layout
 
 
 def compile_all(
     args: argparse.Namespace,
     topology: Topology,
-    layouts: "list[Layout]",
+    layouts: list[Layout],
     deadline: float,
     at_least: int = 0,
     *,
     early: bool,
-) -> "dict[Layout, dict[str, Any] | None]":
+) -> dict[Layout, dict[str, Any] | None]:
     """Plans of the layouts, in the order they are done; None if the compiler refuses one.
 
     After the deadline none is begun, but ``at_least`` so many are. ``early``: see `examine`.
@@ -92,14 +91,12 @@ def _in_process(*task: Any) -> dict[str, Any]:
 
 
 def _work(
-    pipe: Any, args: argparse.Namespace, topology: str, layout: "Layout", early: bool, scratch: str
+    pipe: Any, args: argparse.Namespace, topology: str, layout: Layout, early: bool, scratch: str
 ) -> None:
     """The process reads the config itself: what it makes (functions) can't be sent to it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
     import jax
-
-    from t5x_lite.programs.plan import cache_dir, make_plan, read_run, start_jax
 
     start_jax()
     tempfile.tempdir = scratch
@@ -120,7 +117,7 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def described(layout: "Layout") -> dict[str, Any]:
+def described(layout: Layout) -> dict[str, Any]:
     return {"layout": dataclasses.asdict(layout) | {"text": layout.text}}
 
 

@@ -11,9 +11,9 @@ from t5x_lite import config
 from t5x_lite.parallel import distributed
 from t5x_lite.planning import analytic
 from t5x_lite.planning.report import gib
-from t5x_lite.programs.setup import Setup
 from t5x_lite.training import state as state_lib
 from t5x_lite.training.goodput import shares
+from t5x_lite.training.setup import Setup
 from t5x_lite.training.telemetry import peak_flops
 from t5x_lite.training.trackers import duration, read_json_lines, short
 from t5x_lite.training.trainable import part

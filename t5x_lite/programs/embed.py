@@ -15,8 +15,8 @@ from t5x_lite.evaluation.metrics import sts_correlation
 from t5x_lite.evaluation.predictions import whole
 from t5x_lite.models import Model
 from t5x_lite.parallel.rules import use_mesh
-from t5x_lite.programs.setup import Setup
 from t5x_lite.training.pair_losses import ContrastiveLoss
+from t5x_lite.training.setup import Setup
 
 Record = dict[str, Any]
 

@@ -27,9 +27,9 @@ from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.recorder import say
-from t5x_lite.programs.setup import Setup, set_up
 from t5x_lite.programs.weights import open_weights
 from t5x_lite.training.checkpoints import Checkpoints
+from t5x_lite.training.setup import Setup, set_up
 from t5x_lite.training.trackers import JsonLines
 
 

@@ -20,9 +20,9 @@ from t5x_lite.inference.decoding import generate
 from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.eval import checkpoint_paths
-from t5x_lite.programs.setup import Setup, set_up
 from t5x_lite.programs.weights import open_weights
 from t5x_lite.report import explain_page
+from t5x_lite.training.setup import Setup, set_up
 
 Features = dict[str, np.ndarray]  # of one row: [1, length]
 _STEP = 64  # lengths are padded to multiples of it, so that few shapes are compiled

@@ -8,7 +8,7 @@ from t5x_lite.data.objectives.heads import labels_of
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.predictions import Predictor
 from t5x_lite.parallel.rules import use_mesh
-from t5x_lite.programs.setup import Setup
+from t5x_lite.training.setup import Setup
 
 Record = dict[str, Any]
 

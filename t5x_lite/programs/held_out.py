@@ -15,7 +15,7 @@ from t5x_lite.evaluation.results import TEXT, judge
 from t5x_lite.evaluation.samples import predict_samples
 from t5x_lite.programs.early_stopping import EarlyStopping
 from t5x_lite.programs.embed import StsEvaluation
-from t5x_lite.programs.setup import Features, Setup
+from t5x_lite.training.setup import Features, Setup
 from t5x_lite.training.step import make_eval_step
 
 

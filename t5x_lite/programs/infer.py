@@ -32,8 +32,8 @@ from t5x_lite.programs.embed import embed_records
 from t5x_lite.programs.eval import checkpoint_paths
 from t5x_lite.programs.heads import answer_records
 from t5x_lite.programs.results_file import continued, fingerprint, shard, shard_name
-from t5x_lite.programs.setup import Setup, set_up
 from t5x_lite.programs.weights import open_weights
+from t5x_lite.training.setup import Setup, set_up
 from t5x_lite.training.state import key_for
 
 Record = dict[str, Any]

@@ -11,12 +11,12 @@ from etils import epath
 from t5x_lite.data.features import padding_share
 from t5x_lite.parallel import distributed
 from t5x_lite.programs import describe, report
-from t5x_lite.programs.build import Training
-from t5x_lite.programs.setup import Setup
+from t5x_lite.training.build import Training
 from t5x_lite.training.console import Console
 from t5x_lite.training.goodput import Goodput
 from t5x_lite.training.guards import SkippedSteps
 from t5x_lite.training.services import Service, TensorBoard
+from t5x_lite.training.setup import Setup
 from t5x_lite.training.telemetry import Chronometer, mfu
 from t5x_lite.training.trackers import WATCHED, JsonLines, Trackers
 from t5x_lite.training.watchdog import Watchdog, WatchdogConfig

@@ -20,12 +20,12 @@ from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.embed import embedder
 from t5x_lite.programs.eval import checkpoint_paths
-from t5x_lite.programs.setup import Setup, set_up
 from t5x_lite.programs.weights import open_weights
 from t5x_lite.serve import page
 from t5x_lite.serve.engine import Engine
 from t5x_lite.serve.service import Texts, Vectors
 from t5x_lite.serve.settings import ServeConfig
+from t5x_lite.training.setup import Setup, set_up
 
 KEY = "T5X_LITE_API_KEY"
 _LOCAL = ("127.0.0.1", "localhost", "::1")

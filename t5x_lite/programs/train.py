@@ -21,22 +21,22 @@ from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.planning.check import predicted_and_measured
 from t5x_lite.programs import describe, folder
-from t5x_lite.programs.ahead import Ahead
-from t5x_lite.programs.build import build, fresh_state, started_from
 from t5x_lite.programs.exports import CheckpointConfig, ExportingCheckpoints
 from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.interrupt import Interrupt
 from t5x_lite.programs.lock import Lock
 from t5x_lite.programs.recorder import Recorder, say
-from t5x_lite.programs.setup import set_up
 from t5x_lite.programs.weights import check_start, has_checkpoint
 from t5x_lite.training import garbage
+from t5x_lite.training.background_compile import BackgroundCompile
+from t5x_lite.training.build import build, fresh_state, started_from
 from t5x_lite.training.goodput import Goodput
 from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.head_losses import HeadLoss
 from t5x_lite.training.pair_losses import ContrastiveLoss
 from t5x_lite.training.recovery import restore_newest, save_surely
 from t5x_lite.training.services import Service
+from t5x_lite.training.setup import set_up
 from t5x_lite.training.step import Loss
 from t5x_lite.training.trainable import Trainable
 from t5x_lite.training.watchdog import WatchdogConfig
@@ -180,7 +180,7 @@ def train(
         for binding in config.unused_bindings():
             say(f"warning: nothing here uses {binding}")
         with goodput.spend("compile"), use_mesh(setup.mesh, setup.rules):
-            compiling = Ahead(training.step, abstract, setup.abstract_batch())
+            compiling = BackgroundCompile(training.step, abstract, setup.abstract_batch())
         if restored:
             state = type(abstract)(**restored.state)
             loader.restore(restored.position[setup.rows])

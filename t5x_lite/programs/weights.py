@@ -16,8 +16,8 @@ from t5x_lite.interop.origin import Origin, origin_of
 from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import Model
 from t5x_lite.parallel import distributed
-from t5x_lite.programs.setup import Setup
 from t5x_lite.training import checkpoint_layout as layout
+from t5x_lite.training.setup import Setup
 from t5x_lite.training.state import abstract_params
 
 _said: set[str] = set()  # lines that were said already

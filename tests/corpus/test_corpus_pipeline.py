@@ -195,7 +195,7 @@ def test_after_a_kill_it_goes_on_and_makes_the_same(made, tmp_path, stage):
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": ROOT},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([ROOT, f"{ROOT}/tests"])},
     )  # fmt: skip
     wait_until(lambda: process.poll() or list((work / stage).glob("*[0-9].json")))
     assert process.poll() is None

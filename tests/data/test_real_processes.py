@@ -5,7 +5,7 @@ import processes
 import tiny
 
 import t5x_lite as tl
-from t5x_lite.programs.setup import set_up
+from t5x_lite.training.setup import set_up
 
 STEPS, BATCH_SIZE = 12, 8
 PROGRAM = """

@@ -13,7 +13,7 @@ from t5x_lite.evaluation.metrics import accuracy, perplexity
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.held_out import HeldOut
-from t5x_lite.programs.setup import set_up
+from t5x_lite.training.setup import set_up
 
 
 def predict_to(path: str) -> None:

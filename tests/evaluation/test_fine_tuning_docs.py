@@ -10,7 +10,7 @@ import pytest
 
 from t5x_lite import cli, config
 from t5x_lite.programs.held_out import HeldOut
-from t5x_lite.programs.setup import set_up
+from t5x_lite.training.setup import set_up
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "fine_tuning.md").read_text()
 SMALL = ["BATCH_SIZE=8", "TransformerConfig.embed_dim=16", "TransformerConfig.num_heads=2",

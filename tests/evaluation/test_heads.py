@@ -24,13 +24,13 @@ from t5x_lite.evaluation.heads import answer, best_span, examples_of, log_softma
 from t5x_lite.evaluation.metrics import accuracy, entity_f1, pearson, squad
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
-from t5x_lite.programs.build import build
 from t5x_lite.programs.heads import answer_records
 from t5x_lite.programs.held_out import HeldOut
-from t5x_lite.programs.setup import set_up
+from t5x_lite.training.build import build
 from t5x_lite.training.head_losses import HeadLoss
 from t5x_lite.training.optimizers import AdamW
 from t5x_lite.training.schedules import constant
+from t5x_lite.training.setup import set_up
 
 BYTES = tl.ByteVocabulary()
 CLASS, EOS = BYTES.sentinel(BYTES.num_sentinels - 1), BYTES.eos_id

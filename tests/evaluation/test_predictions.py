@@ -24,7 +24,7 @@ from t5x_lite.models import Model
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.programs.early_stopping import EarlyStopping
 from t5x_lite.programs.eval import Waiting, checkpoint_paths
-from t5x_lite.programs.setup import set_up
+from t5x_lite.training.setup import set_up
 
 LENGTHS = {"inputs": 24, "targets": 8}
 SMALL = dict(num_encoder_layers=1, num_decoder_layers=1)

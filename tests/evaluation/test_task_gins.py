@@ -21,10 +21,10 @@ from t5x_lite.data.tfds_source import Tfds
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model
 from t5x_lite.parallel.mesh import MeshConfig
-from t5x_lite.programs.build import build
-from t5x_lite.programs.setup import set_up
+from t5x_lite.training.build import build
 from t5x_lite.training.optimizers import AdamW
 from t5x_lite.training.schedules import constant
+from t5x_lite.training.setup import set_up
 from t5x_lite.training.state import init_state
 
 LENGTHS = {"inputs": 96, "targets": 32}
@@ -209,7 +209,7 @@ def training(architecture: str):
     device = jax.devices()[:1]
     # The tasks have fewer labels than the model that they share here.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("t5x_lite.programs.setup.check_labels", lambda *_: None)
+        patch.setattr("t5x_lite.training.setup.check_labels", lambda *_: None)
         setup = set_up(model, task, lengths, 2, MeshConfig(), pack=False, devices=device)
     built = build(setup, AdamW(schedule=constant(rate=1e-2)))
     state = jax.device_get(init_state(Model(model), built.transform, built.abstract, 0))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from t5x_lite.models.functional import attention as attn
-from t5x_lite.models.functional.attention import Mask, dot_product_attention
+from t5x_lite.models.functional.attention import dot_product_attention
 from t5x_lite.models.functional.blockwise import blockwise_attention
+from t5x_lite.models.functional.masks import Mask
 from t5x_lite.models.functional.positions import RelativePositions, relative_bias
 
 

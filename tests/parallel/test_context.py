@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.models.functional.attention import Mask, dot_product_attention
+from t5x_lite.models.functional.attention import dot_product_attention
 from t5x_lite.models.functional.context import over_context
+from t5x_lite.models.functional.masks import Mask
 from t5x_lite.models.functional.positions import RelativePositions
 from t5x_lite.parallel.mesh import MeshConfig, make_mesh
 from t5x_lite.parallel.rules import DEFAULT_RULES, use_mesh

@@ -23,10 +23,10 @@ from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.planning import analytic, page, report, search, topologies, workers
 from t5x_lite.planning import check as checking
 from t5x_lite.planning import compile as compiling
-from t5x_lite.programs.plan import start_jax
-from t5x_lite.programs.setup import set_up
+from t5x_lite.planning.runs import start_jax
 from t5x_lite.training.optimizers import AdamW
 from t5x_lite.training.schedules import constant
+from t5x_lite.training.setup import set_up
 from t5x_lite.training.state import abstract_state, init_state
 from t5x_lite.training.step import make_train_step
 

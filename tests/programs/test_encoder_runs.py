@@ -16,8 +16,8 @@ from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.embed import StsEvaluation, embed_records
 from t5x_lite.programs.held_out import HeldOut
-from t5x_lite.programs.setup import set_up
 from t5x_lite.programs.train import train
+from t5x_lite.training.setup import set_up
 from t5x_lite.training.state import abstract_params
 
 BERT = dataclasses.replace(

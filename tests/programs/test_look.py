@@ -13,8 +13,8 @@ import tiny
 
 from t5x_lite import cli, config
 from t5x_lite.models import Model
-from t5x_lite.programs import build
 from t5x_lite.report import runs
+from t5x_lite.training import build
 from t5x_lite.training.checkpoints import Checkpoints
 from t5x_lite.training.trackers import Trackers, read_json_lines
 

@@ -92,7 +92,7 @@ MESHES = {
 def losses_on(devices, mesh, steps=20):
     """The losses of a run written with the library's parts, as a notebook would."""
     from t5x_lite.parallel.rules import use_mesh
-    from t5x_lite.programs.setup import set_up
+    from t5x_lite.training.setup import set_up
     from t5x_lite.training.state import abstract_state, init_state
 
     setup = set_up(tiny.T5, tiny.task(), tiny.LENGTHS, 8, mesh, devices=devices)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
-from t5x_lite.programs import build, held_out, recorder, train
+from t5x_lite.programs import held_out, recorder, train
+from t5x_lite.training import build
 from t5x_lite.training.checkpoints import CheckpointConfig
 from t5x_lite.training.goodput import ACCOUNTS
 from t5x_lite.training.guards import SpikeGuard

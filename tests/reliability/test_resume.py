@@ -13,12 +13,12 @@ import tiny
 
 import t5x_lite as tl
 from t5x_lite.parallel.rules import use_mesh
-from t5x_lite.programs.setup import set_up
 from t5x_lite.training.checkpoints import CheckpointConfig, Checkpoints
 from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.optimizers import Adafactor, AdamW, Lion, Muon, RmsScaledAdamW
 from t5x_lite.training.recovery import restore_newest
 from t5x_lite.training.schedules import constant, cosine
+from t5x_lite.training.setup import set_up
 from t5x_lite.training.state import abstract_state, init_state
 from t5x_lite.training.step import make_train_step
 

@@ -17,12 +17,12 @@ from t5x_lite.models import Model
 from t5x_lite.models.adapters import LoRA, SoftPrompt, base_of
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
-from t5x_lite.programs.build import build, fresh_state, started_from
-from t5x_lite.programs.setup import set_up
 from t5x_lite.training import checkpoint_layout as layout
+from t5x_lite.training.build import build, fresh_state, started_from
 from t5x_lite.training.checkpoints import CheckpointConfig, Checkpoints
 from t5x_lite.training.optimizers import AdamW, parameter_names
 from t5x_lite.training.schedules import constant
+from t5x_lite.training.setup import set_up
 from t5x_lite.training.trainable import Trainable, joined, layer_factors, part
 
 LM = dataclasses.replace(tiny.LM, num_decoder_layers=1, mlp_dim=48)

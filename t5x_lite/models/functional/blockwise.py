@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from t5x_lite.models.functional.attention import MASKED, SAVED, Mask
+from t5x_lite.models.functional.masks import MASKED, SAVED, Mask
 from t5x_lite.models.functional.positions import RelativePositions
 from t5x_lite.parallel.platform import one_device, platform
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from t5x_lite.models.functional.attention import Mask
+from t5x_lite.models.functional.masks import Mask
 from t5x_lite.models.functional.positions import RelativePositions
 from t5x_lite.parallel.rules import active, divides, partition_spec, splits
 

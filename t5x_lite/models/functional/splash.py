@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask as masks,
 )
 
-from t5x_lite.models.functional.attention import SAVED, Mask
+from t5x_lite.models.functional.masks import SAVED, Mask
 from t5x_lite.parallel.platform import one_device
 from t5x_lite.parallel.rules import active, partition_spec
 

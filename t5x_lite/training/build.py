@@ -9,10 +9,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_lite.models import Model
 from t5x_lite.models.adapters import PROMPT, with_fresh_prompt
-from t5x_lite.programs.setup import Setup, data_shards
 from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.head_losses import HeadLoss, loss_for
 from t5x_lite.training.pair_losses import ContrastiveLoss
+from t5x_lite.training.setup import Setup, data_shards
 from t5x_lite.training.state import TrainState, abstract_state, init_state, key_for
 from t5x_lite.training.step import Loss, check_microbatches, make_train_step
 from t5x_lite.training.trainable import Trainable, joined

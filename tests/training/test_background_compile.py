@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from t5x_lite.programs.ahead import Ahead, return_free_memory
+from t5x_lite.training.background_compile import BackgroundCompile, return_free_memory
 
 
 def test_what_was_compiled_ahead_is_the_function_and_donates_as_it_does():
     step = jax.jit(lambda state, x: (state + x, x.sum()), donate_argnums=0)
     shape = jax.ShapeDtypeStruct((3,), jnp.float32)
-    compiled = Ahead(step, shape, shape).result()
+    compiled = BackgroundCompile(step, shape, shape).result()
     state = jnp.arange(3.0)
     new, total = compiled(state, jnp.ones(3))
     assert new.tolist() == [1, 2, 3] and float(total) == 3
@@ -25,7 +25,7 @@ def test_what_was_compiled_ahead_is_the_function_and_donates_as_it_does():
 
 def test_an_error_of_tracing_comes_at_once():
     with pytest.raises(TypeError):
-        Ahead(jax.jit(lambda x: x @ x), jax.ShapeDtypeStruct((2, 3), jnp.float32))
+        BackgroundCompile(jax.jit(lambda x: x @ x), jax.ShapeDtypeStruct((2, 3), jnp.float32))
 
 
 def test_an_error_of_compiling_comes_with_the_result():
@@ -35,9 +35,9 @@ def test_an_error_of_compiling_comes_with_the_result():
 
     jitted = jax.jit(jnp.sin)
     broken = type("Broken", (), {"lower": lambda self, *arguments: Lowered()})()
-    assert Ahead(jitted, 1.0).result()(1.0) == jnp.sin(1.0)
+    assert BackgroundCompile(jitted, 1.0).result()(1.0) == jnp.sin(1.0)
     with pytest.raises(RuntimeError, match="EXHAUSTED"):
-        Ahead(broken).result()
+        BackgroundCompile(broken).result()
 
 
 @pytest.mark.parametrize("system, calls", [("linux", [0]), ("darwin", [])])

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from t5x_lite.cli import BACKGROUND
+from t5x_lite.background import BACKGROUND
 from t5x_lite.parallel.platform import platform
 
 
-class Ahead:
+class BackgroundCompile:
     """A jitted function that is compiled in the background, from its arguments' shapes.
 
     On GPUs XLA times kernels to choose among them, and nothing else may run meanwhile: there it is

@@ -1,0 +1,110 @@
+"""A run as planning sees it: read from a config, planned on a topology."""
+
+import argparse
+import dataclasses
+import inspect
+import os
+from typing import Any
+
+from t5x_lite import config, config_checks
+from t5x_lite.errors import UserError
+from t5x_lite.planning import topologies
+from t5x_lite.planning.topologies import Topology
+
+DEFAULT_CACHE = "~/.cache/t5x_lite/plan"
+
+
+def start_jax() -> None:
+    """jax on this machine's CPU, whatever else there is: devices to plan for are abstract."""
+    topologies.quiet_libtpu()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    # libtpu reads them, too, and ends the process at one that it doesn't know.
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    of_others = ("--xla_cpu_", "--xla_gpu_")
+    os.environ["XLA_FLAGS"] = " ".join(flag for flag in flags if not flag.startswith(of_others))
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def cache_dir(args: argparse.Namespace) -> str:
+    return os.path.expanduser(args.cache_dir or DEFAULT_CACHE)
+
+
+def make_plan(
+    run: Any,
+    topology: Topology,
+    *,
+    price: float | None = None,
+    cache_dir: str | None = None,
+    early: bool = False,
+) -> dict[str, Any]:
+    """The plan of a `planning.compile.Run`, see `planning.report.make`.
+
+    ``early``: see `planning.compile.examine`; the compiler may still be running.
+    """
+    from t5x_lite.planning import compile as compiling
+    from t5x_lite.planning import report
+
+    if topology.compiles:
+        traced = compiling.trace(run, topologies.abstract_devices(topology))
+        setup, state = traced.setup, traced.state
+        found = compiling.examine(traced, topology, cache_dir=cache_dir, early=early)
+    else:
+        devices = compiling.host_devices(topology.chips)
+        setup, state, found = compiling.count(run, topology, devices)
+    return report.make(run, topology, setup, state, found, price)
+
+
+def read_run(args: argparse.Namespace, topology: Topology) -> Any:
+    """What the config binds to `train`, but for data and folders, which planning doesn't need.
+
+    Raises:
+      UserError: for what is missing or wrong in the config.
+    """
+    from t5x_lite.planning import compile as compiling
+
+    config.register_all()
+    train = config_checks.find_configurable("train", "planned").wrapped
+
+    def parse(root: str) -> None:
+        config.parse(
+            args.gin_file, args.gin_bindings, args.gin_search_paths, root, trust=args.trust_config
+        )
+
+    def value(name: str) -> Any:
+        parse(f"train.{name}")
+        return config.evaluate(f"train.{name}")
+
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(train).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    values = {}
+    for field in dataclasses.fields(compiling.Run):
+        if field.name == "task":
+            continue
+        try:
+            values[field.name] = value(field.name)
+        except UserError as error:
+            if field.name not in defaults or "the config gives no" not in str(error):
+                raise
+            values[field.name] = defaults[field.name]
+    values["model"] = compiling.for_platform(values["model"], topology)
+    objective = _objective(parse)
+    task = compiling.stand_in_task(objective, values["model"].architecture)
+    return compiling.Run(task=task, **values)
+
+
+def _objective(parse: Any) -> Any:
+    """The task's objective: of all that a task is, it alone decides on shapes."""
+    try:
+        parse("train.task")
+        return config.evaluate("train.task").objective
+    except UserError as first:
+        try:  # a file of the task's, such as its vocabulary, isn't given
+            parse("Task.objective")
+            return config.evaluate("Task.objective")
+        except UserError:
+            raise first from None
