@@ -1,5 +1,6 @@
 """The command, in a process of its own, over real sockets."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -25,15 +26,20 @@ ROOT = Path(t5x_lite.__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    """(process, port, what it says, its reader) of a server with one second of patience."""
+def command(tmp_path_factory):
+    """What starts a server with one second of patience."""
     folder = tmp_path_factory.mktemp("process")
     with config.fresh():
         serving.parse(folder)
         weights = serving.weights(folder)
     command = [sys.executable, "-m", "t5x_lite", "serve", f"--gin_file={folder}/tiny.gin",
                f"--checkpoint={weights}", "--port=0"]  # fmt: skip
-    command += [f"--gin.{binding}" for binding in serving.BINDINGS]
+    return command + [f"--gin.{binding}" for binding in serving.BINDINGS]
+
+
+@contextlib.contextmanager
+def served(command):
+    """(process, port, what it says, its reader) of a server of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     said = []
@@ -48,6 +54,15 @@ def running(tmp_path_factory):
     yield process, int(found[1]), said, reader
     process.kill()
     process.wait()
+    reader.join()
+    process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def running(command):
+    """One server for all tests that leave it as it was."""
+    with served(command) as server:
+        yield server
 
 
 def post(port: int, body: dict, timeout: float = 60) -> tuple[int, str]:
@@ -170,9 +185,12 @@ def test_another_cannot_have_the_port(running):
         server.bind("127.0.0.1", running[1])
 
 
-def test_sigterm_ends_what_runs_and_exits_with_0(running):
-    """The last test of the module: it ends the server."""
-    process, port, said, reader = running
+def test_sigterm_ends_what_runs_and_exits_with_0(command):
+    with served(command) as server:
+        ends_with_0(*server)
+
+
+def ends_with_0(process, port, said, reader):
     answers: list = []
 
     def ask():
