@@ -177,10 +177,11 @@ class ChatTemplate:
         """int32 [tokens]: as in training. Arguments and errors as of `prompt`."""
         return self._encode(self._prompt(messages), vocabulary)[0]
 
-    def stop_id(self, vocabulary: Any) -> int:
-        """The token that ends an answer: of the stop, if it is one, or EOS."""
+    def stop_ids(self, vocabulary: Any) -> tuple[int, ...]:
+        """The tokens of which each ends an answer: of the stop, if it is one, and every EOS."""
         ids = self._encode([Piece(self.stop or None, True, True, 1)], vocabulary)[0]
-        return int(ids[0]) if len(ids) == 1 else vocabulary.eos_id
+        own = (int(ids[0]),) if len(ids) == 1 else ()
+        return tuple(dict.fromkeys((*own, *vocabulary.eos_ids)))
 
     def answer(self, text: str) -> str:
         """What was said, of the text that a model made: up to the stop."""

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import gin
 import numpy as np
 
+from t5x_lite.data.tokenizer_settings import TokenizerSettings, read_settings
 from t5x_lite.data.vocabulary import REPLACEMENT, Vocabulary, _begins_word, _read
 from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.lines import split_lines
 
 _SENTINEL = re.compile(r"<extra_id_(\d+)>")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+# Names that tokenizers without any file beside them give to their end of text.
 _EOS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]", "<|im_end|>")
 
 
@@ -31,14 +33,17 @@ class HuggingFaceVocabulary(Vocabulary):
     path: the file. With a `vocab.txt` goes the do_lower_case of the tokenizer_config.json beside
       it, true if there is none.
     extra_ids: sentinels added above its ids; None: none, or those `<extra_id_*>` that it holds.
-    eos: text of the token that ends a document; None: the first there is of </s>, <|endoftext|>,
-      <|end_of_text|>, <eos>, [SEP], <|im_end|>.
+    eos: text of the token that ends a document; None: what the files beside it say (eos_token of
+      tokenizer_config.json or special_tokens_map.json, eos_token_id of generation_config.json or
+      config.json, sep_token), or else the first there is of </s>, <|endoftext|>, <|end_of_text|>,
+      <eos>, [SEP], <|im_end|>.
 
     Ids are the file's, with one exception: 0 is padding, and what a decoder's text starts
     with. So the file's token 0 changes places with the one that its own texts start with (Llama's
     <s>); else, if a text may hold it (GPT-2's "!") or end with it, with a byte that UTF-8 doesn't
     have. Where there is no such byte it moves behind the file's last id, below the added sentinels.
     No special token is ever made of a text: a "</s>" in it is read letter by letter.
+    What a model writes ends at `eos_ids`: its EOS, and each eos_token_id of those files.
 
     Raises UserError on first use if the package or the file is missing, if it is no tokenizer, has
     no such `eos`, or has sentinels elsewhere than at the top.
@@ -60,13 +65,7 @@ class HuggingFaceVocabulary(Vocabulary):
         for token, i in tokens.items():
             by_id[i] = token
         held = self._held_sentinels(by_id)
-        eos = tokens.get(self.eos) if self.eos else _first(tokens, _EOS)
-        if eos is None:
-            raise UserError(
-                f"{self.path} has no end-of-text token {self.eos or ' or '.join(_EOS)!r}: set "
-                f"HuggingFaceVocabulary.eos to one of its special tokens"
-                f"{did_you_mean(self.eos or '', special)}"
-            )
+        eos = self._end_of_text(tokens, by_id, special)
         model = spec.get("model", {})
         unknown = model.get("unk_token")
         if (unk_id := model.get("unk_id")) is not None:  # unigram models name it so
@@ -90,6 +89,30 @@ class HuggingFaceVocabulary(Vocabulary):
             byte_level=byte_level, byte_fallback=byte_fallback,
         )  # fmt: skip
 
+    @functools.cached_property
+    def settings(self) -> TokenizerSettings:
+        """What the files beside it say."""
+        return read_settings(Path(self.path).expanduser().parent)
+
+    def _end_of_text(self, tokens: dict[str, int], by_id: list, special: set[str]) -> int:
+        """The file's id of EOS. Raises UserError if nothing says it."""
+        named, ids = self.settings.tokens, self.settings.eos_ids
+        wanted = self.eos or named.get("eos_token")
+        if wanted is None:
+            known = [i for i in ids if 0 <= i < len(by_id) and by_id[i] is not None]
+            sep = tokens.get(named.get("sep_token", ""))
+            found = known[0] if known else _first(tokens, _EOS) if sep is None else sep
+        else:
+            found = tokens.get(wanted)
+        if found is None:
+            who = "" if self.eos or wanted is None else ", which the files beside it name,"
+            raise UserError(
+                f"{self.path} has no end-of-text token {wanted or ' or '.join(_EOS)!r}{who}: set "
+                f"HuggingFaceVocabulary.eos to one of its special tokens"
+                f"{did_you_mean(wanted or '', special)}"
+            )
+        return found
+
     def _held_sentinels(self, by_id: list[str | None]) -> int:
         held, last = sum(bool(_SENTINEL.fullmatch(token or "")) for token in by_id), len(by_id) - 1
         if held and any(by_id[last - i] != f"<extra_id_{i}>" for i in range(held)):
@@ -107,6 +130,16 @@ class HuggingFaceVocabulary(Vocabulary):
     @property
     def eos_id(self) -> int:  # type: ignore[override]
         return self._model.eos
+
+    @functools.cached_property
+    def eos_ids(self) -> tuple[int, ...]:  # type: ignore[override]
+        more = [self._ours(i) for i in self.settings.eos_ids]
+        return tuple(dict.fromkeys((self.eos_id, *more)))
+
+    def _ours(self, i: int) -> int:
+        """An id of the file's as this vocabulary has it."""
+        zero, swapped = self._model.zero, self._model.swapped
+        return zero if i == 0 else 0 if swapped and i == zero else i
 
     @property
     def unk_id(self) -> int:  # type: ignore[override]
@@ -148,7 +181,8 @@ class HuggingFaceVocabulary(Vocabulary):
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         model, size, shown = self._model, self.size, []
-        kept = [i for i in np.asarray(ids).tolist() if i not in (self.pad_id, self.eos_id)]
+        left_out = (self.pad_id, *self.eos_ids)
+        kept = [i for i in np.asarray(ids).tolist() if i not in left_out]
 
         def kind(i: int) -> str:
             if not 0 <= i < size:
@@ -166,7 +200,7 @@ class HuggingFaceVocabulary(Vocabulary):
         return "".join(shown)
 
     def token_bytes(self, i: int) -> bytes:
-        ends = i in (self.pad_id, self.eos_id)
+        ends = i in (self.pad_id, *self.eos_ids)
         return b"" if ends or not 0 <= i < len(self._texts) else self._texts[i]
 
     @functools.cached_property
@@ -175,7 +209,7 @@ class HuggingFaceVocabulary(Vocabulary):
         lengths = np.zeros(self.size, np.int32)
         for i, text in enumerate(self._texts):
             lengths[i] = len(text)
-        lengths[[self.pad_id, self.eos_id]] = 0
+        lengths[[self.pad_id, *(i for i in self.eos_ids if 0 <= i < self.size)]] = 0
         lengths.flags.writeable = False
         return lengths
 

@@ -87,9 +87,9 @@ class Reading:
             return template.prompt_ids(messages, vocabulary)
         return vocabulary.encode(template.prompt(messages))
 
-    def stop_id(self, vocabulary: Any) -> int:
-        """The token that ends an answer in a conversation."""
-        return (self.template or ChatTemplate()).stop_id(vocabulary)
+    def stop_ids(self, vocabulary: Any) -> tuple[int, ...]:
+        """The tokens of which each ends an answer in a conversation."""
+        return (self.template or ChatTemplate()).stop_ids(vocabulary)
 
     # ---- rows of a batch
 

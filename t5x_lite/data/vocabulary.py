@@ -33,6 +33,12 @@ class Vocabulary(abc.ABC):
     unk_id = 2
 
     @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids of which each ends a text that a model writes. The first is `eos_id`, which ends
+        the texts of training."""
+        return (self.eos_id,)
+
+    @property
     @abc.abstractmethod
     def size(self) -> int:
         """Number of ids, sentinels included, not rounded up to what a model likes."""
@@ -56,7 +62,7 @@ class Vocabulary(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Returns the text of `ids`: pad and EOS skipped, sentinels as `<extra_id_i>`.
+        """Returns the text of `ids`: pad and all EOS skipped, sentinels as `<extra_id_i>`.
 
         Never raises on what a model may emit: ids outside the vocabulary and broken UTF-8 show
         as U+FFFD.

@@ -184,7 +184,7 @@ class Judge:
                 prompts=None if self.has_encoder else rows,
                 bidirectional_prompts=self.reading.bidirectional,
                 rng=jax.random.fold_in(jax.random.key(seed), number),
-                eos_id=self.vocabulary.eos_id,
+                eos_id=self.vocabulary.eos_ids,
             )
             for i, tokens in zip(some, np.asarray(decoded.tokens)[:, 0].tolist(), strict=False):
                 text = self.decode(tokens)

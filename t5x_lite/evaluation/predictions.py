@@ -179,7 +179,7 @@ class Predictor:
             prompts=prompts,
             bidirectional_prompts="decoder_causal_attention" in batch,
             rng=jax.random.key(self._how.seed),
-            eos_id=vocabulary.eos_id,
+            eos_id=vocabulary.eos_ids,
         )
         tokens, scores = whole(decoded.tokens)[:, 0], whole(decoded.scores)[:, 0]
         return [vocabulary.decode(row) for row in tokens], scores

@@ -87,14 +87,15 @@ class BeamSearch:
         beams, vocabulary = self.beams, logits.shape[-1]
         log_probs = jax.nn.log_softmax(logits) + state.live_log_probs[:, :, None]
         flat = log_probs.reshape(log_probs.shape[0], beams * vocabulary)
-        # A beam has one EOS, so of 2K candidates K live on even if the K best all end.
-        proposed, index = jax.lax.top_k(flat, 2 * beams)
+        # A beam has E EOS ids, so of (1 + E) K candidates K live on even if the best all end.
+        count = min((1 + len(start.eos_ids)) * beams, flat.shape[1])
+        proposed, index = jax.lax.top_k(flat, count)
         parents, tokens = index // vocabulary, index % vocabulary
         sequences = jax.lax.dynamic_update_slice(
             _pick(state.live, parents), tokens[:, :, None], (0, 0, state.step)
         )
         # A dead beam must not finish: divided by the penalty it would outrank UNFINISHED.
-        ends = (tokens == start.eos_id) & _alive(proposed)
+        ends = start.ends(tokens) & _alive(proposed)
 
         live_log_probs, keep = jax.lax.top_k(proposed + UNFINISHED * ends, beams)
         length = (start.prompt_lengths + state.step + 1)[:, None]

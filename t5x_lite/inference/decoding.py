@@ -5,6 +5,7 @@ Dimensions: B batch, n decodes of a batch entry, P prompt width, N new tokens, V
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from t5x_lite.errors import UserError
 from t5x_lite.inference.beam import BeamSearch
 from t5x_lite.inference.lookup import Lookup
-from t5x_lite.inference.prefill import PAD_ID, Start, prefill
+from t5x_lite.inference.prefill import PAD_ID, Start, eos_ids_of, prefill
 from t5x_lite.inference.sampling import Greedy, Sample
 
 __all__ = [
@@ -57,7 +58,7 @@ def generate(
     bidirectional_prompts: bool = False,
     include_prompts: bool = False,
     rng: jax.Array | None = None,
-    eos_id: int = 1,
+    eos_id: int | Sequence[int] = 1,
 ) -> Decoded:
     """Decodes until every row has EOS or is full. Compiled once per model, method and shapes.
 
@@ -76,6 +77,7 @@ def generate(
       bidirectional_prompts: prompt tokens see each other in both directions (prefix LM).
       include_prompts: put each row's prompt before its new tokens.
       rng: a jax random key; only Sample needs it.
+      eos_id: the id that ends a row, or several of which each does: `Vocabulary.eos_ids`.
 
     Returns:
       Decoded. `length` is N (or max_length), with include_prompts P + N (or max_length). Scores
@@ -83,7 +85,8 @@ def generate(
       divided by its length penalty. T5X's order is the reverse: its best is last.
 
     Raises:
-      UserError: not exactly one positive limit; prompts that are not [B, P]; Sample without rng.
+      UserError: not exactly one positive limit; prompts that are not [B, P]; Sample without rng; no
+        EOS id.
     """
     limits = [limit for limit in (max_new_tokens, max_length) if limit is not None]
     if len(limits) != 1 or limits[0] < 1:
@@ -112,7 +115,7 @@ def generate(
         max_length=max_length,
         bidirectional=bidirectional_prompts,
         include_prompts=include_prompts,
-        eos_id=eos_id,
+        eos_ids=eos_ids_of(eos_id),
     )
     return Decoded(tokens, scores)
 
@@ -126,7 +129,7 @@ def generate(
         "max_length",
         "bidirectional",
         "include_prompts",
-        "eos_id",
+        "eos_ids",
     ),
 )
 def _generate(model, params, batch, prompts, rng, *, method, include_prompts, **options):

@@ -131,7 +131,7 @@ def _append(start: Start, state: State, logits: jax.Array, kept: jax.Array) -> S
         columns.append(jnp.where(counts, token, PAD_ID))
         last = jnp.where(counts, token, last)
         scores += jnp.where(counts & ~ended, log_prob, 0.0)
-        ends = (token == start.eos_id) | (state.step + j + 1 >= start.limits)
+        ends = start.ends(token) | (state.step + j + 1 >= start.limits)
         ended |= counts & ends
     block = jnp.stack(columns, axis=1)
     return state._replace(

@@ -3,12 +3,16 @@
 Dimensions: B batch, R rows (B times samples or beams), P prompt width, N new tokens, V vocabulary.
 """
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from t5x_lite.errors import UserError
 from t5x_lite.inference.weights import expanded
 
 START_ID = 0
@@ -25,7 +29,7 @@ class Start(NamedTuple):
     context: [B, C] int32, what was read: the encoder's input, then the prompts; 0 = absent.
     logits: [B, V] float32, of the first new token.
     limits: [B] int32, new tokens each row may have; prompt_lengths: [B] int32.
-    size: N, the width of the returned tokens (static); eos_id: the id that ends a row.
+    size: N, the width of the returned tokens (static); eos_ids: the ids that end a row.
     """
 
     step: Callable[[Any, jax.Array], tuple[jax.Array, Any]]
@@ -38,7 +42,25 @@ class Start(NamedTuple):
     prompt_lengths: jax.Array
     context: jax.Array
     size: int
-    eos_id: int
+    eos_ids: tuple[int, ...]
+
+    def ends(self, tokens: jax.Array) -> jax.Array:
+        """bool, shaped like ``tokens``: which of them end a row."""
+        return is_any_of(tokens, self.eos_ids)
+
+
+def is_any_of(tokens: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+    """bool, shaped like ``tokens``: which of them are among a few ids."""
+    return functools.reduce(operator.or_, (tokens == i for i in ids))
+
+
+def eos_ids_of(eos_id: int | Sequence[int]) -> tuple[int, ...]:
+    """One EOS id or several as a tuple; UserError if there is none."""
+    one = isinstance(eos_id, int | np.integer)
+    found = tuple(dict.fromkeys(int(i) for i in ((eos_id,) if one else eos_id)))
+    if not found:
+        raise UserError("eos_id is an empty list: give at least one id; -1 is what no token is.")
+    return found
 
 
 def left_pad(prompts: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -67,7 +89,7 @@ def prefill(
     max_new_tokens: int | None,
     max_length: int | None,
     bidirectional: bool,
-    eos_id: int,
+    eos_ids: tuple[int, ...],
     ahead: int = 0,
     tokens_a_step: int = 1,
 ) -> Start:
@@ -117,5 +139,5 @@ def prefill(
         prompt_lengths=lengths,
         context=context.astype(jnp.int32),
         size=size,
-        eos_id=eos_id,
+        eos_ids=eos_ids,
     )

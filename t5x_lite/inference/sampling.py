@@ -139,7 +139,7 @@ def _autoregress(start: Start, choose: Callable, copies: int, rng) -> tuple[jax.
             step=state.step + 1,
             tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step)),
             last=token,
-            ended=state.ended | (token == start.eos_id) | (state.step + 1 >= limits),
+            ended=state.ended | start.ends(token) | (state.step + 1 >= limits),
             scores=state.scores + jnp.where(state.ended, 0.0, log_prob),
             rng=rng,
         )

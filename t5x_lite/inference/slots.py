@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5x_lite.inference.prefill import left_pad
+from t5x_lite.inference.prefill import is_any_of, left_pad
 from t5x_lite.inference.sampling import COLDEST, MASKED, most_probable
 from t5x_lite.inference.weights import expanded
 from t5x_lite.models import Model
@@ -73,13 +73,14 @@ class Slots:
     """The compiled functions. Hashable: what they compile is shared by all that are equal.
 
     model: of `for_slots`. columns: of each row's cache, prompts' width and new tokens together.
+    eos_ids: of which each ends a row.
     bidirectional: whether a prompt's tokens see each other in both directions (prefix LM).
     """
 
     model: Model
     rows: int
     columns: int
-    eos_id: int = 1
+    eos_ids: tuple[int, ...] = (1,)
     bidirectional: bool = False
 
     def empty(self, params: Any, batch: dict) -> Any:
@@ -175,7 +176,7 @@ def _slice(slots: Slots, params, cache, rows: Rows, length: int):
         new = _choose(logits, rows, count)
         chosen = jax.tree.map(lambda all_, one: all_.at[i].set(one), chosen, new)
         count += 1
-        ended |= (new.tokens == slots.eos_id) | (count >= rows.limit)
+        ended |= is_any_of(new.tokens, slots.eos_ids) | (count >= rows.limit)
         return i + 1, cache, new.tokens, ended, count, chosen
 
     some = jax.ShapeDtypeStruct((slots.rows, slots.model.config.vocab_size), jnp.float32)

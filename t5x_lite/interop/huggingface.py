@@ -175,16 +175,9 @@ def write(
         special = tokenizer_files.write(vocabulary, folder, config) if vocabulary else {}
         values = family.write(config) | special | {"torch_dtype": dtype.name}
         write_json(folder / "config.json", values)
-        if config.architecture != "encoder_only":
-            write_json(folder / "generation_config.json", generation_config(config, special))
-
-
-def generation_config(config: TransformerConfig, special: Mapping[str, int]) -> dict[str, Any]:
-    """What `generate` starts, pads and stops with. ``special``: the vocabulary's ids."""
-    values: dict[str, Any] = {"pad_token_id": 0}
-    if config.has_encoder:
-        values |= {"decoder_start_token_id": 0, "eos_token_id": 1}
-    return values | dict(special)
+        if vocabulary is None and config.architecture != "encoder_only":
+            started = {"decoder_start_token_id": 0, "eos_token_id": 1} if config.has_encoder else {}
+            write_json(folder / "generation_config.json", {"pad_token_id": 0, **started})
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 from t5x_lite.data.huggingface import HuggingFaceVocabulary
+from t5x_lite.data.tokenizer_settings import CONFIG, GENERATION, SPECIAL, TEMPLATE
 from t5x_lite.data.trained_vocabulary import TrainedVocabulary
 from t5x_lite.data.vocabulary import ByteVocabulary, SentencePieceVocabulary, Vocabulary
 from t5x_lite.errors import UserError
@@ -15,9 +17,10 @@ from t5x_lite.models import TransformerConfig
 
 log = logging.getLogger(__name__)
 
-CONFIG, JSON, PIECES = "tokenizer_config.json", "tokenizer.json", "spiece.model"
+JSON, PIECES = "tokenizer.json", "spiece.model"
 WORDS = "vocab.txt"  # BERT's word pieces
-FILES = (CONFIG, JSON, PIECES, WORDS, "special_tokens_map.json", "added_tokens.json")
+# Without config.json, which is the model's.
+FILES = (CONFIG, JSON, PIECES, WORDS, SPECIAL, "added_tokens.json", GENERATION, TEMPLATE)
 
 
 def check_size(ids: int, rows: int, what: str) -> None:
@@ -29,18 +32,31 @@ def check_size(ids: int, rows: int, what: str) -> None:
         )
 
 
-def write(vocabulary: Vocabulary, folder: Path, config: TransformerConfig) -> dict[str, int]:
-    """Writes the files; returns the ids that config.json repeats.
+def write(vocabulary: Vocabulary, folder: Path, config: TransformerConfig) -> dict[str, Any]:
+    """Writes the files, `generation_config.json` among them; returns the ids of config.json.
+
+    A tokenizer.json that has files beside it comes back with them, and with what they say: ids,
+    lists of EOS ids, how `generate` samples, the chat template.
 
     Raises UserError for a vocabulary that transformers has no tokenizer for.
     """
     if isinstance(vocabulary, TrainedVocabulary):
         vocabulary = vocabulary.trained
     starts = not config.has_encoder  # a decoder's text begins with the start token, id 0
-    special = {"eos_token_id": int(vocabulary.eos_id)} | ({"bos_token_id": 0} if starts else {})
+    special: dict[str, Any] = {"eos_token_id": int(vocabulary.eos_id)}
+    special |= {"bos_token_id": 0} if starts else {}
     if row := swapped_row(vocabulary):
         special = {name: theirs(i, row) for name, i in special.items()}
         special["pad_token_id"] = special["eos_token_id"]
+    ends = [theirs(i, row) for i in vocabulary.eos_ids]
+    generation: dict[str, Any] = {"pad_token_id": 0} | special
+    generation |= {"eos_token_id": ends if len(ends) > 1 else ends[0]}
+    if isinstance(vocabulary, HuggingFaceVocabulary) and is_published(vocabulary):
+        special |= _named_ids(vocabulary, row) | vocabulary.settings.model
+        generation |= _named_ids(vocabulary, row) | vocabulary.settings.generation
+        if vocabulary.eos:  # chosen instead of what the files say
+            special["eos_token_id"] = ends[0]
+            generation["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     if isinstance(vocabulary, SentencePieceVocabulary):
         _write_pieces(vocabulary, folder, starts)
     elif isinstance(vocabulary, ByteVocabulary):
@@ -52,6 +68,10 @@ def write(vocabulary: Vocabulary, folder: Path, config: TransformerConfig) -> di
             f"{type(vocabulary).__name__} can't be written for Hugging Face: SentencePiece, byte "
             f"and Hugging Face vocabularies can."
         )
+    if config.has_encoder:
+        generation.setdefault("decoder_start_token_id", 0)
+    if config.architecture != "encoder_only":
+        _write(folder / GENERATION, dict(sorted(generation.items())))
     return special
 
 
@@ -176,8 +196,7 @@ def _write_tokenizers(vocabulary: HuggingFaceVocabulary, folder: Path, starts: b
             _token(vocabulary.size - 1 - i, f"<extra_id_{i}>")
         )
     spec.get("added_tokens", []).sort(key=lambda token: token["id"])
-    settings = Path(vocabulary.path).expanduser().with_name(CONFIG)
-    published = settings.is_file() and not moved
+    published = is_published(vocabulary)
     eos, start = model.tokens[vocabulary.eos_id], model.tokens[0] or "<pad>"
     framed = special_names(vocabulary)  # a text is put between two of them, as BERT's is
     if not published and not (framed and spec.get("post_processor")):
@@ -187,7 +206,12 @@ def _write_tokenizers(vocabulary: HuggingFaceVocabulary, folder: Path, starts: b
         )
     _write(folder / JSON, spec)
     if published:  # with its settings beside it: as its makers want it
-        _write(folder / CONFIG, read_json(settings))
+        beside = Path(vocabulary.path).expanduser().parent
+        for name in (SPECIAL, TEMPLATE):
+            if (beside / name).is_file():
+                shutil.copyfile(beside / name, folder / name)
+        said = read_json(beside / CONFIG)
+        _write(folder / CONFIG, said | ({"eos_token": vocabulary.eos} if vocabulary.eos else {}))
         return
     sentinels = [f"<extra_id_{i}>" for i in range(vocabulary.num_sentinels)]
     # A byte isn't named: wherever a text has its name, that would be the token.
@@ -196,6 +220,22 @@ def _write_tokenizers(vocabulary: HuggingFaceVocabulary, folder: Path, starts: b
     if starts and start in model.special:
         framed["bos_token"] = start
     _write_settings(folder, "PreTrainedTokenizerFast", tokens, sentinels, starts, **framed)
+
+
+def is_published(vocabulary: HuggingFaceVocabulary) -> bool:
+    """Whether a tokenizer is written as it was, with its settings: they lie beside it, and padding
+    has a place."""
+    model = vocabulary._model
+    settings = Path(vocabulary.path).expanduser().with_name(CONFIG)
+    return settings.is_file() and (model.swapped or not model.zero)
+
+
+def _named_ids(vocabulary: HuggingFaceVocabulary, row: int) -> dict[str, int]:
+    """The ids of the tokens that the settings name."""
+    known = {token: i for i, token in enumerate(vocabulary._model.tokens)}
+    named = {name: known.get(vocabulary.settings.tokens.get(f"{name}_token", ""))
+             for name in ("bos", "eos", "pad")}  # fmt: skip
+    return {f"{name}_token_id": theirs(i, row) for name, i in named.items() if i is not None}
 
 
 def special_names(vocabulary: HuggingFaceVocabulary) -> dict[str, str]:

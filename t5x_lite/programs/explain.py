@@ -220,9 +220,9 @@ def _answer(setup: Setup, params: Any, inputs: np.ndarray) -> np.ndarray:
     placed = setup.place({"encoder_input_tokens": _rows(setup, inputs[None])})
     vocabulary = setup.task.vocabulary
     decoded = generate(setup.model, params, placed, max_new_tokens=setup.lengths["targets"],
-                       eos_id=vocabulary.eos_id)  # fmt: skip
+                       eos_id=vocabulary.eos_ids)  # fmt: skip
     ids = np.asarray(decoded.tokens)[0, 0]
-    ends = np.flatnonzero(ids == vocabulary.eos_id)
+    ends = np.flatnonzero(np.isin(ids, vocabulary.eos_ids))
     ids = ids[: ends[0] + 1] if len(ends) else ids[ids > 0]
     return ids if len(ids) else np.array([vocabulary.eos_id], np.int32)
 
@@ -245,7 +245,7 @@ def _tokens(setup: Setup, ids: np.ndarray, answers: bool) -> list[dict[str, Any]
         sentinel = vocabulary.size - 1 - i
         if 0 <= sentinel < vocabulary.num_sentinels:
             span = sentinel
-        elif i in (vocabulary.eos_id, 0) or not answers:
+        elif i in (*vocabulary.eos_ids, 0) or not answers:
             span = None
         token: dict[str, Any] = {"id": i, "text": pieces[i]}
         if span is not None:

@@ -194,7 +194,7 @@ def _complete(
         prompts=prompts,
         bidirectional_prompts=reading.bidirectional,
         rng=rng,
-        eos_id=template.stop_id(vocabulary) if template else vocabulary.eos_id,
+        eos_id=template.stop_ids(vocabulary) if template else vocabulary.eos_ids,
     )
     tokens, scores = np.asarray(decoded.tokens), np.asarray(decoded.scores)
     likelihoods = _target_likelihoods(setup, params, records, cut)

@@ -102,7 +102,7 @@ def _texts(setup: Setup, params: Any, settings: ServeConfig) -> Texts:
         params = compress(params, _given("weights", "float32"))
         model, params = for_slots(merged, params, settings.slots)
     vocabulary, reading = setup.task.vocabulary, setup.reading
-    slots = Slots(model, settings.slots, columns, vocabulary.eos_id, reading.bidirectional)
+    slots = Slots(model, settings.slots, columns, vocabulary.eos_ids, reading.bidirectional)
     engine = Engine(
         slots,
         params,

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from t5x_lite.data.vocabulary import REPLACEMENT, Vocabulary
@@ -82,7 +82,7 @@ class Text:
 
     Args:
       context: as of `Detokenizer`.
-      stops: texts that end it; they aren't part of it. stop_id: a token that does.
+      stops: texts that end it; they aren't part of it. stop_ids: tokens that do.
     """
 
     def __init__(
@@ -90,9 +90,13 @@ class Text:
         vocabulary: Vocabulary,
         context: Sequence[int] = (),
         stops: Sequence[str] = (),
-        stop_id: int | None = None,
+        stop_ids: Collection[int] = (),
     ):
-        self._tokens, self._stops, self._stop_id = Detokenizer(vocabulary, context), stops, stop_id
+        self._tokens, self._stops, self._stop_ids = (
+            Detokenizer(vocabulary, context),
+            stops,
+            stop_ids,
+        )
         self._longest = max(map(len, stops), default=0)
         self._whole = ""  # without half a character at its end
         self._given = 0  # characters
@@ -106,7 +110,7 @@ class Text:
             return Piece("", [], None, [])
         for token in tokens:
             before = len(self._whole)
-            if token.id == self._stop_id:
+            if token.id in self._stop_ids:
                 self.finish = "stop"
             else:
                 self._append(self._tokens.add(token.id))
@@ -127,7 +131,7 @@ class Text:
 
     def _end(self, ended: str | None) -> None:
         """The last token shows what is left of a character, unless a stop has cut the text."""
-        if self.finish is None or self._waiting[-1][0].id == self._stop_id:
+        if self.finish is None or self._waiting[-1][0].id in self._stop_ids:
             self._append(self._tokens.rest())
         self.finish = self.finish or ended
         if self._waiting:

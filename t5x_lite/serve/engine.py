@@ -213,7 +213,7 @@ class Engine:
             new.append(Token(token, float(chosen.log_probs[i, column]), top))
             rows.written[row] += 1
             rows.last[row] = token
-            if token == self._slots.eos_id:
+            if token in self._slots.eos_ids:
                 ended = "stop"
             elif rows.written[row] >= rows.limit[row]:
                 ended = "length"

@@ -45,9 +45,9 @@ class Texts:
     def prepare(self, asked: Asked) -> "Answer":
         """Checks a request, and puts its texts in the queue; raises Refused."""
         if asked.messages is not None:
-            prompts, stop_id = [self._chat(asked.messages)], self._stop_id
+            prompts, stop_ids = [self._chat(asked.messages)], self._stop_ids
         else:
-            prompts, stop_id = [self._ids(prompt) for prompt in asked.prompts], None
+            prompts, stop_ids = [self._ids(prompt) for prompt in asked.prompts], ()
         if len(prompts) * asked.n > self._settings.max_texts:
             raise Refused(400, f"{len(prompts)} prompts times n = {asked.n}: at most "
                           f"{self._settings.max_texts} texts at a time", param="n")  # fmt: skip
@@ -63,7 +63,7 @@ class Texts:
         for ids in prompts:
             for copy in range(asked.n):
                 context: list[int] = [] if self.has_encoder else ids.tolist()
-                text = Text(self.vocabulary, context, asked.stop, stop_id)
+                text = Text(self.vocabulary, context, asked.stop, stop_ids)
                 answer.contexts.append(context)
                 job = Job(
                     batch=self._batch(ids),
@@ -143,8 +143,8 @@ class Texts:
         return self.reading.inputs(ids, self.vocabulary.eos_id)
 
     @property
-    def _stop_id(self) -> int:
-        return self.reading.stop_id(self.vocabulary)
+    def _stop_ids(self) -> tuple[int, ...]:
+        return self.reading.stop_ids(self.vocabulary)
 
 
 class Answer:

@@ -79,7 +79,8 @@ def test_marks_are_special_tokens_of_the_template_alone(marked):
     template = ChatTemplate()
     ids, turns = template.encode(TALK, marked)
     assert (ids == start).sum() == 5 and (ids == end).sum() == 5  # not the one a user wrote
-    assert template.stop_id(marked) == end and template.stop_id(BYTES) == BYTES.eos_id
+    assert template.stop_ids(marked) == (end, marked.eos_id)
+    assert template.stop_ids(BYTES) == (BYTES.eos_id,)
     assert [ids[turns == label][-1] for label in (3, 5)] == [end, end]
     assert marked.decode(ids[turns == 3]) == "Hello.<|im_end|>"
 

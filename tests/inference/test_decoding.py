@@ -74,22 +74,22 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def log_prob(logits, tokens, prompt=()):
-    """Log-probability of tokens up to EOS after [start, *prompt], in plain Python."""
+def log_prob(logits, tokens, prompt=(), ends=(1,)):
+    """Log-probability of tokens up to an EOS after [start, *prompt], in plain Python."""
     history, total = [0, 0, *prompt], 0.0
     for token in tokens:
         total += log_softmax(logits[history[-2], history[-1]])[token]
         history.append(token)
-        if token == 1:
+        if token in ends:
             break
     return total
 
 
-def finished_sequences(vocabulary, length):
-    others = [token for token in range(vocabulary) if token != 1]
+def finished_sequences(vocabulary, length, ends=(1,)):
+    others = [token for token in range(vocabulary) if token not in ends]
     for n in range(length):
         for body in itertools.product(others, repeat=n):
-            yield [*body, 1]
+            yield from ([*body, end] for end in ends)
 
 
 BATCH = {"rows": np.zeros((2, 1), np.int32)}
@@ -99,15 +99,24 @@ BATCH = {"rows": np.zeros((2, 1), np.int32)}
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), alpha=st.sampled_from([0.0, 0.6, 1.5]))
-def test_a_wide_enough_beam_finds_the_best_sequences(seed, alpha):
+@given(
+    seed=st.integers(0, 10_000),
+    alpha=st.sampled_from([0.0, 0.6, 1.5]),
+    ends=st.sampled_from([(1,), (1, 3)]),
+)
+def test_a_wide_enough_beam_finds_the_best_sequences(seed, alpha, ends):
     logits, length, beams = table(seed), 4, 27
     method = BeamSearch(beams=beams, alpha=alpha)
-    tokens, scores = generate(MARKOV, logits, BATCH, method=method, max_new_tokens=length)
+    tokens, scores = generate(
+        MARKOV, logits, BATCH, method=method, max_new_tokens=length, eos_id=ends
+    )
     ranked = sorted(
         (
-            (log_prob(logits, s) / ((5 + len(s)) / 6) ** alpha, s + [0] * (length - len(s)))
-            for s in finished_sequences(4, length)
+            (
+                log_prob(logits, s, ends=ends) / ((5 + len(s)) / 6) ** alpha,
+                s + [0] * (length - len(s)),
+            )
+            for s in finished_sequences(4, length, ends)
         ),
         reverse=True,
     )
@@ -117,6 +126,43 @@ def test_a_wide_enough_beam_finds_the_best_sequences(seed, alpha):
     )
     assert tokens[0, :5].tolist() == best
     assert tokens[1].tolist() == tokens[0].tolist()
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_each_of_several_eos_ids_ends_a_row(seed):
+    logits, length = table(seed, 6), 8
+    for method in (Greedy(), Sample(num_samples=3)):
+        run = functools.partial(
+            generate, MARKOV, logits, BATCH, method=method, max_new_tokens=length,
+            rng=jax.random.key(seed),
+        )  # fmt: skip
+        free, found = run(eos_id=-1), run(eos_id=[3, 1, 5])
+        rows = found.tokens.reshape(-1, length).tolist()
+        scores = found.scores.reshape(-1).tolist()
+        cut = []
+        for row in free.tokens.reshape(-1, length).tolist():
+            ends = [i for i, token in enumerate(row) if token in (1, 3, 5)]
+            kept = row[: ends[0] + 1] if ends else row
+            cut.append(kept + [0] * (length - len(kept)))
+        assert sorted(rows) == sorted(cut)  # samples are in the order of their scores
+        for row, score in zip(rows, scores, strict=True):
+            np.testing.assert_allclose(score, log_prob(logits, row, ends=(1, 3, 5)), rtol=1e-4)
+
+
+def test_the_narrowest_beam_goes_on_although_all_best_tokens_end():
+    logits = np.zeros((6, 6, 6), np.float32)
+    logits[..., [1, 3, 5]] = 2.0
+    tokens, _ = generate(
+        MARKOV, logits, BATCH, method=BeamSearch(beams=1, alpha=9.0), max_new_tokens=3,
+        eos_id=(1, 3, 5),
+    )  # fmt: skip
+    assert np.isin(tokens[0, 0], [1, 3, 5]).sum() == 1
+
+
+def test_no_eos_id_is_refused():
+    with pytest.raises(UserError, match="eos_id is an empty list"):
+        generate(MARKOV, table(0), BATCH, max_new_tokens=2, eos_id=[])
 
 
 def test_a_beam_that_never_finishes_is_returned_alive_with_its_log_probability():

@@ -57,6 +57,16 @@ def test_an_encoder_decoders_tokens_are_greedys():
     np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-4, atol=1e-4)
 
 
+def test_several_eos_ids_end_a_text_where_greedy_ends_it():
+    model, params = model_and_parameters(LM)
+    prompts = np.random.default_rng(0).integers(2, LM.vocab_size, (4, 6))
+    run = functools.partial(
+        generate, model, params, {}, prompts=prompts, max_new_tokens=NEW, eos_id=(1, 7, 9, 11)
+    )
+    greedy, looked = run(), run(method=Lookup(3, 2))
+    np.testing.assert_array_equal(looked.tokens, greedy.tokens)
+
+
 def test_a_text_that_repeats_itself_takes_fewer_passes():
     config = dataclasses.replace(LM, num_decoder_layers=1)
     model, params = model_and_parameters(config)
@@ -76,7 +86,7 @@ def test_a_text_that_repeats_itself_takes_fewer_passes():
     def run(method):
         options = {"max_new_tokens": 41, "max_length": None, "bidirectional": False}
         start = prefill(
-            model, params, {}, jnp.array([[2, 3]]), **options, eos_id=1, ahead=method.ahead
+            model, params, {}, jnp.array([[2, 3]]), **options, eos_ids=(1,), ahead=method.ahead
         )
         return method.run(start)
 

@@ -100,6 +100,26 @@ def test_greedy_rows_are_what_generate_gives(world, table):
         assert total == pytest.approx(float(wanted.scores[i, 0]), rel=1e-5)
 
 
+def test_each_of_several_eos_ids_ends_a_row(world, table):
+    found = table.run({0: [(i, i, {}) for i in range(3)]})
+    second = {p: ids[len(ids) // 2][0] for p, ids in found.items()}  # taken for EOS in another run
+    ends = tuple({1, *second.values()})
+    slots = Slots(table.model, 3, WIDTH + 1 + NEW, ends)
+    model, params = world
+    for prompt in range(3):
+        cache, rows = slots.empty(table.params, batch([1])), Rows.empty(3)
+        rows.limit[0] = NEW
+        first, cache = slots.start(table.params, cache, batch(PROMPTS[prompt]), 0, rows.at(0))
+        rows.last[0], rows.written[0] = first.tokens[0], 1
+        rest, _ = slots.slice(table.params, cache, rows, NEW - 1)
+        tokens = [int(first.tokens[0]), *rest.tokens[:, 0].tolist()]
+        at = next((i for i, token in enumerate(tokens) if token in ends), NEW - 1)
+        whole = generate(
+            model, params, {}, prompts=np.array([PROMPTS[prompt]]), max_new_tokens=NEW, eos_id=ends
+        )
+        assert tokens[: at + 1] == [t for t in whole.tokens[0, 0].tolist() if t]
+
+
 def test_seeds_and_settings_are_a_row_s_own(table):
     warm = table.run({0: [(0, 0, WARM | {"seed": 1}), (1, 1, WARM | {"seed": 1}), (2, 2, {})]})
     other = table.run({0: [(0, 0, WARM | {"seed": 2}), (1, 1, WARM | {"seed": 1}), (2, 2, {})]})

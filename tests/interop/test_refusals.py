@@ -257,7 +257,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     params = model.init(jax.random.key(0))
     (tmp_path / "out").mkdir()
     assert "exists already" in refusal(tl.save_pretrained, tmp_path / "out", model, params)
-    monkeypatch.setattr(huggingface, "generation_config", lambda *_: 1 / 0)
+    monkeypatch.setattr(huggingface, "write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tl.save_pretrained(tmp_path / "new", model, params)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -253,3 +253,63 @@ def test_tokenizers_of_llamas_kind(golden, tmp_path, make):
         np.testing.assert_array_equal(ours.encode(text), np.where(ids == 0, row, ids), text[:40])
         assert 0 not in ours.encode(text)
         assert ours.decode(ours.encode(text)) == text
+
+
+GENERATION = {"bos_token_id": 7, "eos_token_id": [9, 8], "pad_token_id": 8, "do_sample": True,
+              "temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1}  # fmt: skip
+SETTINGS = {"eos_token": "<end>", "pad_token": "<more>", "bos_token": "<start>",
+            "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "{{ 1 }}",
+            "model_max_length": 512}  # fmt: skip
+
+
+@pytest.fixture
+def instruct(tmp_path):
+    """A folder's tokenizer files, as those of an instruct model: letters at 0 to 6, marks above."""
+    tokenizers = pytest.importorskip("tokenizers", reason="the extra hf isn't installed")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate("abcdefg")}, []))
+    made.decoder = tokenizers.decoders.Fuse()
+    made.add_special_tokens(["<start>", "<more>", "<end>"])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<start> $A", special_tokens=[("<start>", 7)]
+    )
+    folder = tmp_path / "in"
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    for name, values in (
+        ("generation_config", GENERATION), ("tokenizer_config", SETTINGS),
+        ("special_tokens_map", {"eos_token": "<end>", "pad_token": "<more>"}),
+        ("config", {"eos_token_id": 9, "bos_token_id": 7, "pad_token_id": 8}),
+    ):  # fmt: skip
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}\n\n")
+    return folder
+
+
+@pytest.mark.parametrize("hops", [1, 2])
+def test_what_an_instruct_folder_says_comes_back(instruct, tmp_path, hops):
+    """Also by way of a run, whose folder has no config.json."""
+    source, ids = instruct, {}
+    for hop in range(hops):
+        target = tmp_path / f"out{hop}"
+        target.mkdir()
+        ids = tokenizer_files.write(HuggingFaceVocabulary(source / "tokenizer.json"), target, LM)
+        source = target
+    read = lambda name: json.loads((source / name).read_text())  # noqa: E731
+    assert ids == {"eos_token_id": 9, "bos_token_id": 7, "pad_token_id": 8}
+    assert read("generation_config.json") == GENERATION
+    assert read("tokenizer_config.json") == SETTINGS
+    assert read("special_tokens_map.json") == {"eos_token": "<end>", "pad_token": "<more>"}
+    assert (source / "chat_template.jinja").read_text() == "{{ messages[0].content }}\n\n"
+    again = HuggingFaceVocabulary(source / "tokenizer.json")
+    assert again.eos_ids == (9, 8) and again.settings.chat_template.endswith("\n\n")
+
+
+def test_an_eos_that_was_chosen_is_written_before_the_files(instruct, tmp_path):
+    (tmp_path / "out").mkdir()
+    chosen = HuggingFaceVocabulary(instruct / "tokenizer.json", eos="<more>")
+    assert chosen.eos_ids == (8, 9)
+    ids = tokenizer_files.write(chosen, tmp_path / "out", LM)
+    assert ids["eos_token_id"] == 8
+    read = lambda name: json.loads((tmp_path / "out" / name).read_text())  # noqa: E731
+    assert read("generation_config.json")["eos_token_id"] == [8, 9]
+    assert read("tokenizer_config.json")["eos_token"] == "<more>"

@@ -270,7 +270,7 @@ def test_what_fails_is_told_and_the_next_is_served(built, app, monkeypatch):
     [before] = call(app, completion("hello"))
 
     class Broken:
-        rows, eos_id = engine._slots.rows, engine._slots.eos_id
+        rows, eos_ids = engine._slots.rows, engine._slots.eos_ids
 
         def start(self, *args):
             raise RuntimeError("out of memory")

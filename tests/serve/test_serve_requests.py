@@ -282,7 +282,7 @@ def test_half_a_character_is_held_back_until_the_end():
 
 def test_a_stop_token_ends_a_text_and_is_not_in_it():
     ids = VOCABULARY.encode("hey you")
-    found, text = pieces_of(ids, [], [2], stop_id=int(ids[3]))
+    found, text = pieces_of(ids, [], [2], stop_ids=[int(ids[3])])
     assert "".join(piece.text for piece in found) == "hey" and text.finish == "stop"
 
 
