@@ -19,7 +19,8 @@ BESIDE = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "generation_config.json", "chat_template.jinja",
 )  # fmt: skip
-CARRIED = (FILE, MODEL, "tokenizer.json", "vocab.txt", *BESIDE)
+IDS = "special_ids.json"  # what is read in the place of config.json, which is the model's
+CARRIED = (FILE, MODEL, "tokenizer.json", "vocab.txt", *BESIDE, IDS)
 
 
 def carry(model_dir: str, vocabulary: Any) -> None:
@@ -44,6 +45,8 @@ def carry(model_dir: str, vocabulary: Any) -> None:
         for source, to in [(path, name), *((path.parent / n, n) for n in BESIDE)]:
             if source.exists() and not _same_file(source, folder / to):
                 _write(folder / to, source.read_bytes())
+        if ids := vocabulary.settings.model:
+            _write(folder / IDS, (json.dumps(dict(ids)) + "\n").encode())
     _write(folder / FILE, (json.dumps(record, indent=1) + "\n").encode())
 
 

@@ -15,6 +15,8 @@ CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, MODEL, TEMPLATE = "generation_config.json", "config.json", "chat_template.jinja"
 # All that is read here; a copy of a tokenizer.json without them is another tokenizer.
 COMPANIONS = (CONFIG, SPECIAL, GENERATION, MODEL, TEMPLATE)
+# The ids of a config.json, in a run's folder: config.json itself would make it one of weights.
+IDS = "special_ids.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ def read_settings(folder: Path) -> TokenizerSettings:
         where a token's text belongs, or than ids where ids belong.
     """
     config, special = _json(folder / CONFIG), _json(folder / SPECIAL)
-    generation, model = _json(folder / GENERATION), _json(folder / MODEL)
+    generation, model = _json(folder / GENERATION), _json(folder / MODEL) or _json(folder / IDS)
     tokens: dict[str, str] = {}
     for file, found in ((SPECIAL, special), (CONFIG, config)):  # the latter counts, as there
         for name, value in found.items():

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from t5x_lite.data.tokenizer_settings import IDS
 from t5x_lite.errors import UserError
 from t5x_lite.interop import (
     fusing,
@@ -388,7 +389,8 @@ def convert(
         runs.write(folder, tensors, source.config, note)
         (folder / "model.gin").write_text(runs.gin_text(source.config, source.path))
         if vocabulary is not None:
-            tokenizer_files.write(vocabulary, folder, source.config)
+            ids = tokenizer_files.write(vocabulary, folder, source.config)
+            huggingface.write_json(folder / IDS, ids)
         elif source.kind == "huggingface":
             for name in tokenizer_files.FILES:
                 if (Path(source.path) / name).is_file():

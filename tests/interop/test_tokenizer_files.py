@@ -293,6 +293,7 @@ def test_what_an_instruct_folder_says_comes_back(instruct, tmp_path, hops):
         target = tmp_path / f"out{hop}"
         target.mkdir()
         ids = tokenizer_files.write(HuggingFaceVocabulary(source / "tokenizer.json"), target, LM)
+        (target / "special_ids.json").write_text(json.dumps(ids))  # as in a run's folder
         source = target
     read = lambda name: json.loads((source / name).read_text())  # noqa: E731
     assert ids == {"eos_token_id": 9, "bos_token_id": 7, "pad_token_id": 8}
