@@ -31,7 +31,7 @@ def conversations(
     held_out: float = 0.05,
     max_bad_records: int = 0,
 ) -> Source:
-    """Conversations in JSON lines, plain, .gz or .zst: {"messages": [{"role", "content"}, ...]}, or
+    """Conversations in JSON lines: {"messages": [{"role", "content"}, ...]}, or
     ShareGPT's {"conversations": [{"from", "value"}, ...]}.
 
     held_out, validation_files, max_bad_records: as of `JsonLines`. A line that is no conversation

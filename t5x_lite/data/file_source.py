@@ -10,20 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from t5x_lite.data.files import (
-    MEMORY_BYTES,
-    BadRecords,
-    Bytes,
-    cached_arrays,
-    find_files,
-    local_copy,
-    open_bytes,
-    version_of,
-)
-from t5x_lite.data.source import HashSplit, Index, Record, digest
+from t5x_lite.data import file_bytes
+from t5x_lite.data.file_bytes import Bytes, FileBytes, file_version, open_bytes
+from t5x_lite.data.files import BadRecords, cached_arrays, find_files, local_copy, version_of
+from t5x_lite.data.source import HashSplit, Index, Record, digest, hash64
 from t5x_lite.errors import UserError, did_you_mean
 
 Keys = str | Mapping[str, str] | None
+
+_INDEX_VERSION = 2  # raised when `scan` finds other records in the same files
+_OPENED = ("_opened", "_unpacked", "_suspect")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +88,14 @@ class FileSource(HashSplit):
         """The record of a span that `scan` found."""
         raise NotImplementedError
 
+    def content(self, file: int, begin: int, end: int) -> bytes:
+        """What `scan` hashed of a span, read now."""
+        return self.data(file)[begin:end].strip()
+
+    def place(self, file: int, begin: int) -> str:
+        """Where a record is in its file, such as "line 3", for messages."""
+        return f"byte {begin}"
+
     def options(self) -> tuple:
         """What decides which records `scan` finds."""
         hidden = ("paths", "validation", "held_out", "index", "fingerprint")
@@ -102,29 +106,58 @@ class FileSource(HashSplit):
 
     def _forget_data(self) -> None:
         self._unpacked: dict[int, Bytes] = {}
-        # A map holds a file descriptor, so there can't be one for each of thousands of files.
-        self._mapped = functools.lru_cache(maxsize=64)(lambda file: self._open(file, None))
+        # An open file holds a descriptor, so there can't be one for each of thousands of files.
+        self._opened = functools.lru_cache(maxsize=64)(lambda file: self._open(file, None))
+        self._suspect: set[int] = set()
 
     def __getstate__(self):
-        return {k: v for k, v in self.__dict__.items() if k not in ("_mapped", "_unpacked")}
+        return {k: v for k, v in self.__dict__.items() if k not in _OPENED}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._forget_data()
 
     @functools.cached_property
-    def _file_sizes(self) -> list[int]:
-        return [os.path.getsize(local_copy(path)) for path in self.paths]
+    def _versions(self) -> list[tuple[int, int, int]]:
+        """The size, time and inode of each file when it was indexed."""
+        return [file_version(local_copy(path)) for path in self.paths]
+
+    @functools.cached_property
+    def _in_memory(self) -> bool:
+        """Whether the files are small enough to be unpacked in memory."""
+        return sum(size for size, _, _ in self._versions) <= file_bytes.MEMORY_BYTES
 
     def data(self, file: int) -> Bytes:
         """The content of `paths[file]`, unpacked."""
-        return self._unpacked[file] if file in self._unpacked else self._mapped(file)
+        return self._unpacked[file] if file in self._unpacked else self._opened(file)
 
     def _open(self, file: int, bad: BadRecords | None) -> Bytes:
-        data = open_bytes(self.paths[file], sum(self._file_sizes) <= MEMORY_BYTES, bad)
+        path = self.paths[file]
+        try:
+            if file_version(local_copy(path)) != self._versions[file]:
+                self._suspect.add(file)
+            data = open_bytes(path, self._in_memory, bad)
+        except OSError as e:
+            raise UserError(f"{path} can't be read now: {e}.") from e
         if isinstance(data, bytes):
             self._unpacked[file] = data
         return data
+
+    def _may_have_changed(self, file: int) -> bool:
+        """Whether the file was written to since it was indexed."""
+        data = self._unpacked.get(file) or self._opened(file)
+        if type(data) is FileBytes and data.has_changed():
+            self._suspect.add(file)
+        return file in self._suspect
+
+    def _check_unchanged(self, file: int, index: int, begin: int, end: int) -> None:
+        """Raises UserError if a record isn't what it was. A file that grew may go on growing."""
+        if hash64(self.content(file, begin, end)) != self._records["hashes"][index]:
+            raise UserError(
+                f"{self.paths[file]} has changed since it was indexed: record {index}, at "
+                f"{self.place(file, begin)}, is another now. Bring the old file back and give "
+                "the same command, or begin a new run."
+            )
 
     def scan_data(self, file: int, bad: BadRecords) -> Bytes:
         """As `data`, and tells `bad` if the file is torn or empty."""
@@ -138,14 +171,23 @@ class FileSource(HashSplit):
 
     @functools.cached_property
     def _records(self) -> dict[str, np.ndarray]:
-        """files int32 [N], and the columns of `Found`."""
+        """hashes and sizes as of `Found`; places int64 [N, 3]: a span, and its file's number."""
         versions = (version_of(local_copy(path)) for path in self.paths)
-        key = digest(self.options(), *versions, *self.paths)
-        return cached_arrays(key, sum(self._file_sizes), self._scan_all)
+        key = digest(_INDEX_VERSION, self.options(), *versions, *self.paths)
+        size = sum(size for size, _, _ in self._versions)
+        arrays = cached_arrays(key, size, self._scan_all)
+        # One look-up gives a record's place: this is done for each record that is read.
+        places = np.column_stack([arrays.pop("spans"), arrays.pop("files")])
+        return arrays | {"places": places}
 
     def _scan_all(self) -> dict[str, np.ndarray]:
         bad = BadRecords(self.max_bad_records)
-        found = [self.scan(file, bad) for file in range(len(self.paths))]
+        found = []
+        for file, path in enumerate(self.paths):
+            before = bad.count
+            found.append(self.scan(file, bad))
+            if not len(found[-1].hashes) and bad.count == before:
+                bad.add(f"{path} holds no records; remove it, or fetch it again.")
         columns = {
             name: np.concatenate([getattr(f, name) for f in found])
             for name in ("hashes", "sizes", "spans")
@@ -158,8 +200,14 @@ class FileSource(HashSplit):
         return Index(self._records["hashes"], self._records["sizes"])
 
     def __getitem__(self, index: int) -> Record:
-        begin, end = self._records["spans"][index].tolist()
-        return self.read(int(self._records["files"][index]), begin, end)
+        begin, end, file = self._records["places"][index].tolist()
+        if self._may_have_changed(file):
+            self._check_unchanged(file, index, begin, end)
+        return self.read(file, begin, end)
+
+    def where(self, index: int) -> str:
+        begin, _, file = self._records["places"][index].tolist()
+        return f"{self.paths[file]} {self.place(file, begin)}"
 
     @property
     def num_files(self) -> int:

@@ -1,4 +1,4 @@
-"""Files wherever they are: globs, folders and URLs found, fetched, unpacked; bad records counted.
+"""Files wherever they are: globs, folders and URLs found and fetched; bad records counted.
 
 What takes long to make again (a download, an unpacked corpus, an index) is kept in the cache
 folder: $T5X_LITE_CACHE, or ~/.cache/t5x_lite. Nothing is written beside the data.
@@ -6,28 +6,20 @@ folder: $T5X_LITE_CACHE, or ~/.cache/t5x_lite. Nothing is written beside the dat
 
 import contextlib
 import logging
-import mmap
 import os
 import uuid
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from glob import glob
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from t5x_lite.data.source import digest
 from t5x_lite.errors import UserError, did_you_mean
 
-Bytes = bytes | mmap.mmap
-
-# Compressed files of a source are unpacked in memory up to this size, compressed; then on disk.
-MEMORY_BYTES = 128 << 20
 INDEX_BYTES = 64 << 20  # the index of larger data is kept in the cache folder
-_CHUNK = 1 << 20
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 _log = logging.getLogger(__name__)
 
@@ -173,91 +165,3 @@ def local_copy(path: str) -> str:
             except (OSError, RuntimeError) as e:
                 raise UserError(f"{path} can't be fetched: {' '.join(str(e).split())}.") from e
     return str(copy)
-
-
-# ---- what is in them
-
-
-def compression(path: str) -> str | None:
-    """ "gzip", "zstd" or None, by the first bytes of a local file."""
-    with open(path, "rb") as f:
-        start = f.read(4)
-    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
-
-
-def open_bytes(path: str, in_memory: bool, bad: BadRecords | None = None) -> Bytes:
-    """The bytes of a file, unpacked if it is gzip or zstd; mapped, where they are on disk.
-
-    in_memory: where to unpack to; else a file in the cache folder.
-    bad: told of a file that is torn or damaged; of that, what could be unpacked is given.
-    """
-    local = local_copy(path)
-    kind = compression(local)
-    if kind is None:
-        return _map(local)
-    if in_memory:
-        chunks: list[bytes] = []
-        _unpack(local, path, kind, chunks.append, bad)
-        return b"".join(chunks)
-    unpacked = cache_folder("unpacked") / version_of(local)
-    # Told of again at each scan: an unpacked copy doesn't say that its original is torn.
-    if bad is not None or not unpacked.exists():
-        with written_whole(unpacked) as temporary, open(temporary, "wb") as f:
-            _unpack(local, path, kind, f.write, bad)
-            f.flush()
-    return _map(str(unpacked))
-
-
-def _map(path: str) -> Bytes:
-    with open(path, "rb") as f:
-        if os.fstat(f.fileno()).st_size == 0:
-            return b""
-        return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _unpack(
-    local: str, name: str, kind: str, write: Callable[[bytes], Any], bad: BadRecords | None
-) -> None:
-    size, new = 0, _unpacker(name, kind)
-    try:
-        with open(local, "rb") as f:
-            for data in _unpacked(f, new):
-                write(data)
-                size += len(data)
-    except Exception as e:  # the three libraries have four classes of errors
-        if isinstance(e, OSError) and e.errno:
-            raise  # of the disk
-        if bad is not None:
-            bad.add(
-                f"{name} is a truncated or damaged {kind} file ({e}), after {size:,} bytes of "
-                "content; fetch or compress it again."
-            )
-
-
-def _unpacked(file: BinaryIO, new: Callable[[], Any]) -> Iterator[bytes]:
-    """The content of a file of one or several frames (gzip: members)."""
-    unpacker, inside = new(), False
-    while data := file.read(_CHUNK):
-        while data := data if inside else data.lstrip(b"\0"):  # gzip files may be padded
-            yield unpacker.decompress(data)
-            inside, data = not unpacker.eof, b"" if not unpacker.eof else unpacker.unused_data
-            if not inside:
-                unpacker = new()
-    if inside:
-        raise EOFError("it ends in the middle")
-
-
-def _unpacker(path: str, kind: str) -> Callable[[], Any]:
-    if kind == "gzip":
-        return lambda: zlib.decompressobj(31)
-    try:
-        from compression import zstd  # Python 3.14
-
-        return zstd.ZstdDecompressor
-    except ImportError:
-        pass
-    try:
-        import zstandard
-    except ImportError as e:
-        raise UserError(f"{path} is compressed with zstd; pip install 't5x_lite[data]'.") from e
-    return lambda: zstandard.ZstdDecompressor().decompressobj()

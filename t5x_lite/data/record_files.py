@@ -8,6 +8,7 @@ from typing import Any
 import gin
 import numpy as np
 
+from t5x_lite.data.file_bytes import file_version
 from t5x_lite.data.file_source import FileSource, Found, Keys, MissingKey, normal_keys, pick
 from t5x_lite.data.files import BadRecords, local_copy
 from t5x_lite.data.source import Record, hash64
@@ -86,7 +87,10 @@ class _Binary(FileSource):
         return pick(record, self.keys)
 
     def read(self, file: int, begin: int, end: int) -> Record:
-        return self._record(self.raw(file, np.array([[begin, end]]))[0])
+        return self._record(self.content(file, begin, end))
+
+    def content(self, file: int, begin: int, end: int) -> bytes:
+        return self.raw(file, np.array([[begin, end]]))[0]
 
 
 def _guess(data: bytes) -> str:
@@ -161,7 +165,20 @@ class ArrayRecords(_Binary):
         return np.stack([np.arange(count), np.arange(1, count + 1)], 1)
 
     def raw(self, file: int, spans: np.ndarray) -> Sequence[bytes]:
-        return self._readers(file).read(spans[:, 0].tolist())
+        try:
+            return self._readers(file).read(spans[:, 0].tolist())
+        except (RuntimeError, ValueError, IndexError) as e:
+            raise UserError(
+                f"{self.paths[file]} can't be read: {' '.join(str(e).split())[:200]}. If it was "
+                "written to, bring the old file back; else fetch it again."
+            ) from e
+
+    def _may_have_changed(self, file: int) -> bool:
+        # Each time: of a file that was cut short, the reader gives empty records without an error.
+        try:
+            return file_version(local_copy(self.paths[file])) != self._versions[file]
+        except OSError:
+            return True
 
 
 def open_array_record(path: str) -> Any:
@@ -177,7 +194,7 @@ def open_array_record(path: str) -> Any:
 
 @gin.configurable(module="t5x_lite")
 class TfRecords(_Binary):
-    """TFRecord files, plain, .gz or .zst, without TensorFlow: one pass finds where records are.
+    """TFRecord files, plain or compressed, without TensorFlow: one pass finds where records are.
 
     Arguments and errors as of `ArrayRecords`.
     """

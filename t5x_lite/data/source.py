@@ -33,6 +33,10 @@ class Source:
     def __getitem__(self, index: int) -> Record:
         raise NotImplementedError
 
+    def where(self, index: int) -> str:
+        """Where a record comes from, such as "a.csv line 3", for messages."""
+        return f"record {index}"
+
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
 
@@ -76,6 +80,9 @@ class Subset(Source):
 
     def __getitem__(self, index: int) -> Record:
         return self.parent[int(self.indices[index])]
+
+    def where(self, index: int) -> str:
+        return self.parent.where(int(self.indices[index]))
 
     def _split(self, name: str) -> Source:
         return self

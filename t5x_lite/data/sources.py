@@ -3,7 +3,8 @@
 Defined here: Python's own library, lists, functions. Beside it:
 
   text_files.py    TextFiles, ParallelFiles
-  tables.py        JsonLines, Delimited (CSV, TSV), Parquet
+  tables.py        JsonLines, Delimited (CSV, TSV)
+  parquet.py       Parquet
   record_files.py  ArrayRecords, TfRecords
   tfds_source.py   Tfds
   hub_source.py    HuggingFace
@@ -26,9 +27,10 @@ import numpy as np
 
 from t5x_lite.data.hub_source import HuggingFace
 from t5x_lite.data.open_files import open_files
+from t5x_lite.data.parquet import Parquet
 from t5x_lite.data.record_files import ArrayRecords, TfRecords
 from t5x_lite.data.source import HashSplit, Index, Record, Source, Subset, digest, hash64
-from t5x_lite.data.tables import Delimited, JsonLines, Parquet
+from t5x_lite.data.tables import Delimited, JsonLines
 from t5x_lite.data.text_files import ParallelFiles, TextFiles
 from t5x_lite.data.tfds_source import Tfds
 from t5x_lite.data.token_cache import CachedTokens
@@ -99,9 +101,15 @@ class PythonLibrary(HashSplit):
         contents = (hashlib.blake2b((self.root / p).read_bytes()).hexdigest() for p in self.paths)
         return digest(self.held_out, *self.paths, *contents)
 
+    def where(self, index: int) -> str:
+        return str(self.root / self.paths[index])
+
     def __getitem__(self, index: int) -> Record:
         path = self.paths[index]
-        return {"text": decode_python((self.root / path).read_bytes()), "path": path}
+        content = (self.root / path).read_bytes()
+        if len(content) != self.index.sizes[index]:
+            raise UserError(f"{self.root / path} has changed while it was in use; bring it back.")
+        return {"text": decode_python(content), "path": path}
 
 
 def decode_python(data: bytes) -> str:

@@ -15,6 +15,8 @@ from t5x_lite.data.text_files import ParallelFiles
 from t5x_lite.data.tfds_source import Tfds
 from t5x_lite.errors import UserError
 
+_ENDS = ("", ".gz", ".zst", ".zstd", ".xz", ".bz2")
+
 
 def when_used(function: Callable[..., Source]) -> Callable[..., Source]:
     """What is wrong with the files is said when they are read: a model needs none to be used."""
@@ -79,13 +81,13 @@ class _ParallelFolder(Source):
         return ("train", "validation", *sorted(found - set(self._names.values())))
 
     def _of_first_language(self) -> list[epath.Path]:
-        pattern = re.compile(rf"[^.]+\.{re.escape(self.languages[0])}(\.gz|\.zst)?")
+        pattern = re.compile(rf"[^.]+\.{re.escape(self.languages[0])}({'|'.join(_ENDS)})")
         return [path for path in self.folder.iterdir() if pattern.fullmatch(path.name)]
 
     def _files(self, name: str) -> dict[str, str]:
         found = {}
         for language in self.languages:
-            names = [f"{name}.{language}{end}" for end in ("", ".gz", ".zst")]
+            names = [f"{name}.{language}{end}" for end in _ENDS]
             paths = [path for n in names if (path := self.folder / n).exists()]
             if not paths:
                 holds = "isn't there: set DATA to the folder"
@@ -116,7 +118,7 @@ class _ParallelFolder(Source):
 def parallel_folder(
     folder: str, languages: Sequence[str], train: str = "train", validation: str = "val"
 ) -> Source:
-    """The files FOLDER/NAME.LANGUAGE, plain, .gz or .zst, a sentence a line, as of Multi30k.
+    """The files FOLDER/NAME.LANGUAGE, plain or compressed, a sentence a line, as of Multi30k.
 
     train, validation: the names of those splits; the others keep theirs.
     """

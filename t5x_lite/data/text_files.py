@@ -1,22 +1,20 @@
 """Text files as sources: documents, or lines of several files side by side."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import gin
 import numpy as np
 
+from t5x_lite.data.file_bytes import BOM, Bytes, Window, contents, foreign_format, line_blocks
 from t5x_lite.data.file_source import FileSource, Found
-from t5x_lite.data.files import BadRecords, Bytes, find_files
+from t5x_lite.data.files import BadRecords, find_files
 from t5x_lite.data.source import HashSplit, Index, Record, hash64
 from t5x_lite.errors import UserError
-
-_BLOCK = 1 << 24  # bytes looked at together while a file is indexed
-_BOM = b"\xef\xbb\xbf"
 
 
 @gin.configurable(module="t5x_lite")
 class TextFiles(FileSource):
-    """Documents in UTF-8 text files, plain, .gz or .zst. Records are `{"text", "path"}`.
+    """Documents in UTF-8 text files, plain or compressed. Records are `{"text", "path"}`.
 
     Args:
       files: a path, glob or URL, or several; `**` matches folders of any depth.
@@ -29,8 +27,8 @@ class TextFiles(FileSource):
       invalid: "error", or "replace" to read bytes that are not UTF-8 as U+FFFD.
       max_bad_records, max_record_bytes: see `FileSource`.
 
-    Plain files are mapped, not read into memory; compressed ones are unpacked, in memory while
-    they are small, else in the cache folder.
+    Compressed files (.gz, .zst, .xz, .bz2) are unpacked: in memory while they are small, else in
+    the cache folder.
 
     Raises:
       UserError: a file is missing or a glob matches nothing (at once); a file is not UTF-8 (the
@@ -60,6 +58,9 @@ class TextFiles(FileSource):
     def scan(self, file: int, bad: BadRecords) -> Found:
         path, torn = self.paths[file], bad.count
         data = self.scan_data(file, bad)
+        if problem := foreign_format(data[:512]):
+            bad.add(f"{path} {problem}.")
+            return Found.of([])
         spans = find_documents(data, self.document)
         if bad.count > torn and len(spans):
             spans = spans[:-1]  # the end of a torn file is half a document
@@ -67,15 +68,14 @@ class TextFiles(FileSource):
             spans = cut_documents(data, spans, self.max_document_bytes)
         valid = self.invalid == "replace" or self._all_utf8(data, path, bad)
         rows = []
-        for start, stop in spans.tolist():
-            if stop - start > self.max_record_bytes:
+        for start, stop, content in contents(data, spans, self.max_record_bytes):
+            if content is None:
                 bad.add(
                     f"{path} byte {start}: a document of {stop - start:,} bytes, expected at most "
                     f"{self.max_record_bytes:,}; cut such ones with max_document_bytes, or raise "
                     "max_record_bytes."
                 )
                 continue
-            content = data[start:stop]
             if not valid:
                 try:
                     content.decode()
@@ -86,9 +86,9 @@ class TextFiles(FileSource):
         return Found.of(rows)
 
     def _all_utf8(self, data: Bytes, path: str, bad: BadRecords) -> bool:
-        for start, stop in _blocks(data):
+        for start, block in line_blocks(data):
             try:
-                data[start:stop].decode()
+                block.decode()
             except UnicodeDecodeError as e:
                 if not bad.limit:
                     bad.add(_not_utf8(path, start, e))
@@ -115,13 +115,12 @@ class _Lines(TextFiles):
 
     def scan(self, file: int, bad: BadRecords) -> Found:
         data = self.scan_data(file, bad)
+        if problem := foreign_format(data[:512]):
+            bad.add(f"{self.paths[file]} {problem}.")
         self._all_utf8(data, self.paths[file], bad)
-        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
-        if len(data) and (not len(ends) or ends[-1] != len(data)):
-            ends = np.append(ends, len(data))
-        begins = np.append(0, ends)[:-1]
-        spans = np.stack([begins, ends], 1).astype(np.int64)
-        hashes = np.array([hash64(data[a:b].strip()) for a, b in spans.tolist()], np.uint64)
+        spans = find_documents(data, "every line")
+        lines = (line for _, _, line in contents(data, spans) if line is not None)
+        hashes = np.array([hash64(line.strip()) for line in lines], np.uint64)
         return Found(hashes, spans[:, 1] - spans[:, 0], spans)
 
 
@@ -130,7 +129,7 @@ class ParallelFiles(HashSplit):
     """Text files whose lines belong together, as of a translation: {record key: file}.
 
     `ParallelFiles({"en": "train.en.gz", "de": "train.de.gz"})` has a record {"en", "de"} for each
-    line; plain, .gz or .zst. `validation_files`, of the same keys, are held out; without them
+    line; plain or compressed. `validation_files`, of the same keys, are held out; without them
     `held_out` of the records, by a hash of their content. On first use raises UserError if the
     files have different numbers of lines.
     """
@@ -174,16 +173,23 @@ class ParallelFiles(HashSplit):
 
 
 def find_documents(data: Bytes, document: str) -> np.ndarray:
-    """Byte spans [start, stop) of the documents that are not blank, int64 [N, 2]."""
-    begin = len(_BOM) if data[: len(_BOM)] == _BOM else 0
+    """Byte spans [start, stop) of the documents in a text, int64 [N, 2]; its BOM is in none.
+
+    document: "line", "paragraph" or "file", of which blank ones are left out; "row": a line that
+      holds anything, if only white space; "every line": a blank one, too.
+    """
+    begin = len(BOM) if data[: len(BOM)] == BOM else 0
     starts, stops, blank = [], [], []
-    for start, stop in _blocks(data):
-        block = np.frombuffer(data, np.uint8, stop - start, start)
+    for start, content in line_blocks(data):
+        block = np.frombuffer(content, np.uint8)
         ends = np.flatnonzero(block == ord("\n")) + 1
         if not len(ends) or ends[-1] != len(block):
             ends = np.append(ends, len(block))
         begins = np.append(0, ends[:-1])
-        visible = block > ord(" ")
+        if document == "row":
+            visible = (block != ord("\n")) & (block != ord("\r"))
+        else:
+            visible = block > ord(" ")
         if start == 0:
             visible[:begin] = False
         starts.append(begins + start)
@@ -193,6 +199,8 @@ def find_documents(data: Bytes, document: str) -> np.ndarray:
         return np.zeros((0, 2), np.int64)
     starts, stops, blank = (np.concatenate(x) for x in (starts, stops, blank))
     starts[0] = begin
+    if document == "every line":
+        blank[:] = False
     if blank.all():
         return np.zeros((0, 2), np.int64)
     if document == "file":
@@ -206,30 +214,17 @@ def find_documents(data: Bytes, document: str) -> np.ndarray:
 
 def cut_documents(data: Bytes, spans: np.ndarray, limit: int) -> np.ndarray:
     """Cuts spans int64 [N, 2] longer than `limit` bytes, never inside a UTF-8 character."""
-    pieces = []
+    pieces, window = [], Window(data)
     for start, stop in spans.tolist():
         while stop - start > limit:
-            cut = data.rfind(b"\n", start, start + limit) + 1
-            cut = cut or data.rfind(b" ", start, start + limit) + 1
+            part = window[start : start + limit + 1]
+            cut = part.rfind(b"\n", 0, limit) + 1 or part.rfind(b" ", 0, limit) + 1
             if not cut:
-                cut = start + limit
-                while cut > start + limit - 3 and data[cut] & 0xC0 == 0x80:
+                cut = limit
+                while cut > limit - 3 and part[cut] & 0xC0 == 0x80:
                     cut -= 1
-            pieces.append((start, cut))
-            start = cut
+            pieces.append((start, start + cut))
+            start += cut
         pieces.append((start, stop))
-    pieces = [(start, stop) for start, stop in pieces if data[start:stop].strip()]
+    pieces = [(start, stop) for start, stop in pieces if window[start:stop].strip()]
     return np.array(pieces, np.int64).reshape(-1, 2)
-
-
-def _blocks(data: Bytes) -> Iterator[tuple[int, int]]:
-    """Consecutive spans of about _BLOCK bytes that end with a line."""
-    start = 0
-    while start < len(data):
-        stop = start + _BLOCK
-        if stop < len(data):
-            end = data.rfind(b"\n", start, stop)
-            stop = end + 1 if end >= 0 else data.find(b"\n", stop) + 1
-        stop = min(stop or len(data), len(data))
-        yield start, stop
-        start = stop

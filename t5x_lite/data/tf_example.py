@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from t5x_lite.data.file_bytes import Bytes, Window
+
 Value = bytes | int | float | list
 
 
@@ -121,15 +123,16 @@ class TornFile(Exception):
         super().__init__(f"no whole TFRecord frame at byte {at}")
 
 
-def frame_spans(data) -> np.ndarray:
+def frame_spans(data: Bytes) -> np.ndarray:
     """Spans int64 [N, 2] of the data of each frame in a TFRecord file's bytes.
 
     The CRC of each length is checked, so that a wrong one can't send us astray; that of the data is
     not (Python would take a second for 10 MB). Raises TornFile, with the frames before.
     """
     spans, at, end = [], 0, len(data)
+    window = Window(data)
     while at < end:
-        header = data[at : at + 12]
+        header = window[at : at + 12]
         size = int.from_bytes(header[:8], "little")
         whole = len(header) == 12 and at + 16 + size <= end
         if not whole or masked_crc(header[:8]) != int.from_bytes(header[8:], "little"):

@@ -9,7 +9,8 @@ from typing import Any
 import gin
 import numpy as np
 
-from t5x_lite.data.files import cached_arrays, local_copy, open_bytes, version_of
+from t5x_lite.data.file_bytes import FileBytes, open_bytes
+from t5x_lite.data.files import cached_arrays, local_copy, version_of
 from t5x_lite.data.source import Record, Source, Subset, digest
 from t5x_lite.data.tf_example import TornFile, frame_spans
 from t5x_lite.errors import UserError, did_you_mean
@@ -192,8 +193,8 @@ class _TfRecordReader:
 
     def __init__(self, instructions: Sequence[Any], features: Any):
         self._features = features
-        paths = [str(i.filename) for i in instructions]
-        # A map holds a file descriptor, so there can't be one for each of thousands of files.
+        self._paths = paths = [str(i.filename) for i in instructions]
+        # An open file holds a descriptor, so there can't be one for each of thousands of files.
         self._data = functools.lru_cache(maxsize=64)(lambda i: open_bytes(paths[i], False))
         spans = []
         for number, i in enumerate(instructions):
@@ -211,9 +212,15 @@ class _TfRecordReader:
             raise UserError(f"{path} is torn: {e}; fetch it again.") from e
 
     def __getitem__(self, index: int) -> Any:
-        data = self._data(int(np.searchsorted(self._ends, index, "right")))
+        number = int(np.searchsorted(self._ends, index, "right"))
+        data = self._data(number)
         begin, end = self._spans[index].tolist()
-        return self._features.deserialize_example_np(bytes(data[begin:end]))
+        if isinstance(data, FileBytes) and data.has_changed():
+            raise UserError(
+                f"{self._paths[number]} has changed since it was opened; bring the old file back, "
+                "or begin a new run."
+            )
+        return self._features.deserialize_example_np(data[begin:end])
 
 
 def _text(value: Any) -> Any:

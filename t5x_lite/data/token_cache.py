@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import gin
 import numpy as np
 
+from t5x_lite.data.file_bytes import file_version
 from t5x_lite.data.files import is_url, local_copy, written_whole
 from t5x_lite.data.record_files import open_array_record
 from t5x_lite.data.source import Record, Source
@@ -147,6 +148,7 @@ class _CachedSplit(Source):
         self._ends = np.cumsum([shard["documents"] for shard in self._shards])
         self._begins = self._ends - [shard["documents"] for shard in self._shards]
         self._open_shard = functools.lru_cache(maxsize=256)(self._reader)
+        self._opened: dict[int, tuple[str, tuple[int, int, int]]] = {}  # path, version
 
     def __getstate__(self):
         return {"cache": self.cache, "name": self.name}
@@ -163,6 +165,7 @@ class _CachedSplit(Source):
                 f"{path} has {size:,} bytes, expected {shard['size']:,}; delete it, manifest.json "
                 "and its .json, and run t5x_lite data cache."
             )
+        self._opened[number] = (path, file_version(path))
         return open_array_record(path)
 
     @property
@@ -175,7 +178,21 @@ class _CachedSplit(Source):
     def __getitem__(self, index: int) -> Record:
         shard = int(self._ends.searchsorted(index, "right"))
         data = self._open_shard(shard).read([int(index - self._begins[shard])])[0]
+        # Each time: of a file that was cut short, the reader gives empty records without an error.
+        path, version = self._opened[shard]
+        if not os.path.exists(path) or file_version(path) != version:
+            self._check_shard(shard)
         return _unpack_record(data, self._keys, self._dtype)
+
+    def _check_shard(self, number: int) -> None:
+        """Of a shard that was written to: UserError unless its content is what it was."""
+        path = self._opened[number][0]
+        if not os.path.exists(path) or _checksum(path) != self._shards[number]["checksum"]:
+            raise UserError(
+                f"{path} has changed while it was in use; bring it back, and the same command "
+                "continues the run, or make the cache again: t5x_lite data cache."
+            )
+        self._opened[number] = (path, file_version(path))
 
 
 def _pack_record(fields: Mapping[str, np.ndarray], dtype: np.dtype) -> bytes:

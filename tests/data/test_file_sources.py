@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import json
+import lzma
 import pickle
 import struct
 import sys
@@ -12,7 +13,7 @@ import gin
 import numpy as np
 import pytest
 
-from t5x_lite.data import files
+from t5x_lite.data import file_bytes, files
 from t5x_lite.data.sources import (
     ArrayRecords,
     Delimited,
@@ -123,9 +124,7 @@ NAMES = ["a.txt", "a.txt.gz", "a.txt.zst", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_every_kind_of_file(tmp_path, monkeypatch, name, on_disk):
     if on_disk:  # as large corpora are: unpacked and indexed in the cache folder
-        for module in (files, sys.modules["t5x_lite.data.tables"],
-                       sys.modules["t5x_lite.data.file_source"]):  # fmt: skip
-            monkeypatch.setattr(module, "MEMORY_BYTES", 0)
+        monkeypatch.setattr(file_bytes, "MEMORY_BYTES", 0)
         monkeypatch.setattr(files, "INDEX_BYTES", 0)
     write(tmp_path, name)
     source = open_files(str(tmp_path / name), held_out=0.2)
@@ -342,17 +341,35 @@ def test_a_parquet_file_with_another_schema(tmp_path):
         len(Parquet(str(tmp_path / "*.parquet")))
     assert len(Parquet(str(tmp_path / "*.parquet"), max_bad_records=2)) == 40
     write_parquet(tmp_path / "b.parquet", {"text": [1, 2]})
-    with pytest.raises(UserError, match="column 'text' is int64, expected .*string as in .*a.parq"):
+    with pytest.raises(UserError, match="column 'text' is integer, expected string as in .*a.parq"):
         len(Parquet(str(tmp_path / "*.parquet")))
     write_parquet(tmp_path / "b.parquet", {"text": ["x", None]})
     with pytest.raises(UserError, match="b.parquet row 1: 'text' is null"):
         len(Parquet(str(tmp_path / "*.parquet")))
 
 
-def test_unknown_compressions_are_data(tmp_path):
-    (tmp_path / "a.txt").write_bytes(bz2.compress(b"text"))
-    with pytest.raises(UserError, match="is not UTF-8"):
-        len(TextFiles(str(tmp_path / "a.txt")))
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("a line\n".encode("utf-16"), "is UTF-16 text, expected UTF-8: .*iconv -f UTF-16 -t UTF-8"),
+        ("a text of a line\n".encode("utf-16-be"), "is UTF-16 text"),
+        ("a text of a line\n".encode("utf-16-le"), "is UTF-16 text"),
+        ("a line\n".encode("utf-32"), "is UTF-32 text"),
+        (b"PK\x03\x04\x14\x00", "is a zip archive, expected text: unpack it"),
+        (b"name\0" + bytes(252) + b"ustar\x0000", "is a tar archive"),
+        (b"ARROW1\0\0\xff\xff", "is an Arrow file, expected text: save it as Parquet"),
+        (b"PAR1\x15\x04", "is a Parquet file"),
+        (b"\x04\x22\x4d\x18\x60\x40\x82", "not UTF-8"),  # lz4
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.tsv"])
+def test_what_is_no_utf8_text_is_named(tmp_path, content, message, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        len(open_files(str(tmp_path / name)))
+    if name == "a.txt":
+        with pytest.raises(UserError, match=message):
+            len(ParallelFiles({"en": str(tmp_path / name)}))
 
 
 # ---- TFDS as TFRecord files
@@ -394,3 +411,133 @@ def test_tfds_as_tfrecord(tmp_path):
     (folder / "mine-train.tfrecord-00001-of-00002").write_bytes(frame(b"x")[:-1])
     with pytest.raises(UserError, match="mine-train.tfrecord-00001-of-00002 is torn: .* byte 0"):
         _ = Tfds("mine", str(tmp_path)).split("train")[0]
+
+
+# ---- folders
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ["_SUCCESS", "_committed_1", "_started_1"],
+        ["README.md", "LICENSE", "NOTICE.txt", "readme.txt"],
+        [".part-0.jsonl.crc", ".DS_Store", "part-0.jsonl.crc", "SHA256SUMS", "a.md5"],
+        [".git/config", "_delta_log/00.json", "_temporary/0/part-9.jsonl"],
+    ],
+)
+def test_what_is_no_data_in_a_folder_is_passed_over_and_named(tmp_path, caplog, others):
+    write(tmp_path, "part-0.jsonl")
+    for name in others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("about the data\n")
+    assert len(open_files(str(tmp_path))) == 40
+    assert len(open_files(str(tmp_path), held_out=0.0)) == 40
+    assert caplog.text.count("passed over in") == 1  # once
+    for name in others:
+        assert (name if not name.startswith(".git") else ".git") in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names, taken",
+    [
+        (["a.txt", "b.txt", "README.md", "README.txt"], 2),
+        (["a.md", "deep/README.md", "README.md"], 3),  # documents are the data here
+        (["README.md", "LICENSE"], 2),
+        (["__init__.py", "_own.py", "a.py"], 3),
+        (["part-00000", "part-00001", "_SUCCESS"], 2),
+    ],
+)
+def test_what_is_data_in_a_folder(tmp_path, names, taken):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"text of {name}\n")
+    assert len(open_files(str(tmp_path), held_out=0.0)) == taken
+    assert len(open_files(str(tmp_path / "**"), held_out=0.0)) == taken
+
+
+def test_a_folder_without_data(tmp_path):
+    (tmp_path / ".hidden").write_text("x")
+    with pytest.raises(UserError, match="holds no files of data"):
+        len(open_files(str(tmp_path)))
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress, gzip.compress, zstd])
+def test_packed_files_of_several_members_and_cut_ones(tmp_path, pack):
+    lines = json_lines(["one"]), json_lines(["two"])
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(pack(lines[0]) + pack(lines[1]))
+    assert [r["text"] for r in open_files(str(path), held_out=0.0)] == ["one", "two"]
+    for whole in (pack(lines[0]), pack(lines[0]) + pack(lines[1])):
+        path.write_bytes(whole[:-3])
+        with pytest.raises(UserError, match=f"{path} is a truncated or damaged"):
+            len(JsonLines(str(path)))
+    path.write_bytes(pack(lines[0]) + b"more")
+    with pytest.raises(UserError, match=f"{path} is a truncated or damaged"):
+        len(JsonLines(str(path)))
+
+
+# ---- Parquet
+
+
+def test_parquet_shards_of_one_kind_of_value(tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    texts = [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ]
+    whole = [pa.int32(), pa.int64(), pa.uint8(), pa.int16()]
+    parts = [pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.list_(pa.string(), 2)]
+    parts.append(parts[0])
+    for i, kinds in enumerate(zip(texts, whole, parts, strict=True)):
+        rows = [f"text {i}", f"more {i}"], [i, 7], [["a", "b"], ["c", "d"]]
+        columns = [pa.array(*pair) for pair in zip(rows, kinds, strict=True)]
+        write_parquet(
+            tmp_path / f"{i}.parquet",
+            dict(zip(("text", "n", "parts"), columns, strict=True)),
+            row_group_size=1,
+        )
+    for limit in (1 << 20, 0):
+        monkeypatch.setattr(file_bytes, "MEMORY_BYTES", limit)
+        source = Parquet(str(tmp_path / "*.parquet"), keys=None, held_out=0.0)
+        assert [r["text"] for r in source] == [
+            f"{w} {i}" for i in range(4) for w in ("text", "more")
+        ]
+        assert [r["n"] for r in source][::2] == [0, 1, 2, 3] and source[7]["parts"] == ["c", "d"]
+
+
+@pytest.mark.parametrize(
+    "column, kind", [([1], "integer"), ([b"x"], "binary"), ([["x"]], "list of string"),
+                     ([{"a": 1}], "struct of a: integer"), ([True], "bool"), ([1.5], "floating")]
+)  # fmt: skip
+def test_parquet_shards_of_other_kinds(tmp_path, column, kind):
+    write_parquet(tmp_path / "a.parquet", {"text": ["x"]})
+    write_parquet(tmp_path / "b.parquet", {"text": column})
+    with pytest.raises(UserError, match=f"b.parquet: column 'text' is {kind}, expected string"):
+        len(Parquet(str(tmp_path / "*.parquet")))
+
+
+def test_a_parquet_file_whose_pages_are_damaged(tmp_path):
+    write_parquet(tmp_path / "a.parquet", {"text": [f"text {i}" for i in range(9000)]})
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[4:2000] = bytes(1996)
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(UserError, match="a.parquet can't be unpacked"):
+        len(Parquet(str(tmp_path / "a.parquet")))
+
+
+def test_parquet_nulls_and_empty_row_groups(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    write_parquet(tmp_path / "a.parquet", {"text": ["x"]})
+    write_parquet(tmp_path / "b.parquet", {"text": pa.nulls(2)})  # a shard of nulls alone
+    with pytest.raises(UserError, match="b.parquet row 0: 'text' is null"):
+        len(Parquet(str(tmp_path / "*.parquet")))
+    table = pa.table({"text": ["y", "z"]})
+    with parquet.ParquetWriter(tmp_path / "b.parquet", table.schema) as writer:
+        for part in (table.slice(0, 0), table.slice(0, 1), table.slice(0, 0), table.slice(1, 1)):
+            writer.write_table(part)
+    texts = [r["text"] for r in Parquet(str(tmp_path / "*.parquet"), held_out=0.0)]
+    assert texts == ["x", "y", "z"]

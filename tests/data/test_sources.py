@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_lite.data import text_files
+from t5x_lite.data import file_bytes
 from t5x_lite.data.source import hash64, held_out_mask
 from t5x_lite.data.sources import InMemory, PythonLibrary, TextFiles, Tfds
 from t5x_lite.data.text_files import cut_documents, find_documents
@@ -144,7 +144,7 @@ def test_find_documents(text, document, block):
     # Bytes beyond space are what makes a line visible, in any script.
     data = text.encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_files, "_BLOCK", block)
+        patch.setattr(file_bytes, "BLOCK_BYTES", block)
         spans = find_documents(data, document)
     assert spans.dtype == np.int64 and spans.shape[1:] == (2,)
     found = [data[a:b].decode() for a, b in spans.tolist()]
@@ -240,7 +240,7 @@ def test_text_file_errors(tmp_path):
 
 @pytest.mark.parametrize("document", ["line", "paragraph", "file"])
 def test_invalid_utf8_is_named_with_its_offset(tmp_path, monkeypatch, document):
-    monkeypatch.setattr(text_files, "_BLOCK", 16)
+    monkeypatch.setattr(file_bytes, "BLOCK_BYTES", 16)
     good = "grüße\n".encode() * 9
     (tmp_path / "bad.txt").write_bytes(good + b"caf\xe9\nmore\n")
     source = TextFiles(str(tmp_path / "bad.txt"), document=document)
