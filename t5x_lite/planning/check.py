@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from t5x_lite.models.flops import train_flops
-from t5x_lite.planning import analytic, hlo, products
+from t5x_lite.planning import analytic
 from t5x_lite.planning.report import gib
 from t5x_lite.training.setup import Setup
 from t5x_lite.training.state import TrainState
@@ -25,7 +25,8 @@ def predicted_and_measured(
 
     Args:
       state: abstract or real; only its shapes and shardings are read.
-      compiled: the step's `jax.stages.Compiled`, if the run has it: XLA's own account is added.
+      compiled: the step; XLA's own account of its memory is added if it is a
+        `jax.stages.Compiled`.
     """
     found = analytic.counts(setup, state, num_microbatches)
     memory = found["memory"]
@@ -37,13 +38,9 @@ def predicted_and_measured(
     model = train_flops(setup.model.config, setup.feature_lengths, setup.batch_size)
     predicted = sum(found["matmul_flops"].values()) * setup.mesh.size
     lines["FLOPs per step"] = f"model {short(model)}, with recomputation {short(predicted)}"
-    if compiled is not None:
-        ma = compiled.memory_analysis()
+    if isinstance(compiled, jax.stages.Compiled) and (ma := compiled.memory_analysis()):
         total = ma.argument_size_in_bytes + ma.output_size_in_bytes - ma.alias_size_in_bytes
-        lines["memory per device"] += f"; XLA {gib(total + ma.temp_size_in_bytes)}"
-        program = hlo.parse(compiled.as_text())
-        executed = sum(products.matmul_flops(program).values()) * setup.mesh.size
-        lines["FLOPs per step"] += f", compiled {short(executed)}"
+        lines["memory per device"] += f"; compiled step {gib(total + ma.temp_size_in_bytes)}"
     return lines
 
 

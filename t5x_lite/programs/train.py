@@ -20,7 +20,7 @@ from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.planning.check import predicted_and_measured
-from t5x_lite.programs import describe, folder
+from t5x_lite.programs import describe, folder, run_log
 from t5x_lite.programs.exports import CheckpointConfig, ExportingCheckpoints
 from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.interrupt import Interrupt
@@ -46,7 +46,7 @@ from t5x_lite.training.watches import Watches
 def main(args: argparse.Namespace) -> int:
     use_compile_cache()
     distributed.initialize(args.coordinator_address, args.process_count, args.process_index)
-    with distributed.failing_together():
+    with distributed.failing_together(), run_log.recorded():
         config.require("train")
         train(dry_run=args.dry_run)
     return 0
@@ -160,6 +160,7 @@ def train(
             folder.claim(model_dir, identity)
             run_vocabulary.carry(model_dir, task.vocabulary)
             stack.enter_context(Lock(model_dir))
+            run_log.write_to(model_dir)
 
         # --------------------------------------------------------------- state
         checkpoints = stack.enter_context(
@@ -269,5 +270,7 @@ def train(
 
         # --------------------------------------------------------------- what it has learnt
         samples = sample_now() if num_samples else []
-        checked = predicted_and_measured(setup, abstract, num_microbatches=num_microbatches)
+        checked = predicted_and_measured(
+            setup, abstract, num_microbatches=num_microbatches, compiled=training.step
+        )
         return recorder.sum_up(step, samples, checked)

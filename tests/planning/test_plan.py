@@ -20,7 +20,8 @@ from t5x_lite import cli, config
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model
 from t5x_lite.parallel.mesh import MeshConfig
-from t5x_lite.planning import analytic, page, report, search, topologies, workers
+from t5x_lite.parallel.rules import use_mesh
+from t5x_lite.planning import analytic, hlo, page, products, report, search, topologies, workers
 from t5x_lite.planning import check as checking
 from t5x_lite.planning import compile as compiling
 from t5x_lite.planning.runs import start_jax
@@ -133,9 +134,13 @@ def test_predicted_beside_measured():
     lines = checking.predicted_and_measured(setup, state)
     assert "predicted" in lines["memory per device"] and "measured" in lines["memory per device"]
     step = jax.jit(make_train_step(setup.model, transform, optimizer.schedule))
-    compiled = step.lower(state, setup.abstract_batch()).compile()
+    with use_mesh(setup.mesh, setup.rules):
+        compiled = step.lower(state, setup.abstract_batch()).compile()
     lines = checking.predicted_and_measured(setup, state, compiled=compiled)
-    assert "XLA" in lines["memory per device"] and "compiled" in lines["FLOPs per step"]
+    assert "; compiled step " in lines["memory per device"]
+    executed = sum(products.matmul_flops(hlo.parse(compiled.as_text())).values()) * setup.mesh.size
+    predicted = sum(analytic.counts(setup, state)["matmul_flops"].values()) * setup.mesh.size
+    assert executed == pytest.approx(predicted, rel=0.05)
 
 
 # ------------------------------------------------------------------------------- search
