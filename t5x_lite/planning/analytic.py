@@ -1,7 +1,8 @@
-"""Counts by hand: what a step needs in memory, memory traffic and messages, without a compiler.
+"""Formulas for a step's memory, memory traffic and communication, without a compiler.
 
-Exact for parameters, optimizer and gradients; for activations a model of a plain Transformer, good
-enough to rank layouts and to tell what can't fit. It is the only source for GPUs and CPUs.
+Exact for parameters, optimizer state and gradients. Activations are estimated for a plain
+Transformer: good enough to rank layouts and to find those that can't fit. For GPUs and CPUs there
+is no other source.
 """
 
 import dataclasses
@@ -39,8 +40,8 @@ def state_memory(state: TrainState) -> dict[str, int]:
     }
 
 
-# What each policy of models/transformer.py keeps of a block, and which part of a block's forward
-# pass it does again (roughly: attention's scores are some tenth, all projections the rest).
+# What each remat policy of models/transformer.py keeps of a block, and the share of a block's
+# forward pass that it recomputes (roughly: attention scores are a tenth, the projections the rest).
 _KEPT = {
     "full": (),
     "offload": (),
@@ -56,10 +57,10 @@ _AGAIN = {"full": 0.95, "offload": 0.7, "save_qkv": 0.7, "save_attention": 0.6, 
 
 
 def _block(c: TransformerConfig, length: int, keys: int, cross: int, tensor: int) -> dict:
-    """Bytes a row of what a block makes, by name; ``cross``: the encoder's length, or 0."""
+    """Bytes per row of a block's activations, by name; ``cross``: the encoder's length, or 0."""
     b, twice = (4 if c.dtype == "float32" else 2), (2 if cross else 1)
     embed = length * c.embed_dim * b
-    flash = c.positions != "relative" and b == 2  # scores stay in fast memory
+    flash = c.positions != "relative" and b == 2  # attention scores stay in on-chip memory
     return {
         "input": embed,
         "qkv": twice * length * (c.num_heads + 2 * c.kv_heads) * c.head_dim * b / tensor,
@@ -75,13 +76,13 @@ def _block(c: TransformerConfig, length: int, keys: int, cross: int, tensor: int
 def activation_memory(
     c: TransformerConfig, lengths: Mapping[str, int], rows: float, tensor: int = 1
 ) -> float:
-    """Bytes on one device that ``rows`` rows at a time need at the peak, by remat policy."""
+    """Peak bytes of activations on one device with ``rows`` rows at a time, by remat policy."""
     T, S = (lengths.get(name, 0) for name in ("decoder_target_tokens", "encoder_input_tokens"))
 
     def stack(layers: int, length: int, keys: int, cross: int) -> float:
         parts = _block(c, length, keys, cross, tensor)
         kept = layers * sum(parts[name] for name in ("input", *_KEPT[c.remat]))
-        return kept + sum(parts.values())  # the block whose backward pass is running
+        return kept + sum(parts.values())  # the block that is in its backward pass
 
     bytes_ = stack(c.num_decoder_layers, T, T, S)
     if c.has_encoder:
@@ -91,7 +92,7 @@ def activation_memory(
 
 
 def counts(setup: Setup, state: TrainState, num_microbatches: int = 1) -> dict[str, Any]:
-    """As `compile.examine` gives it, from formulas: FLOPs, HBM bytes, collectives, memory."""
+    """What `compile.examine` returns, from formulas: FLOPs, HBM bytes, collectives, memory."""
     dtype = jax.numpy.dtype(setup.model.dtype).name
     c, mesh = dataclasses.replace(setup.model.config, dtype=dtype), setup.mesh.shape
     devices, tensor, data = setup.mesh.size, mesh["tensor"], mesh["data"]

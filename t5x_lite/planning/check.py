@@ -1,4 +1,4 @@
-"""At the end of a run: what formulas had predicted, beside what was measured."""
+"""The end of a run: predicted memory and FLOPs beside the measured ones."""
 
 import resource
 import sys
@@ -21,7 +21,7 @@ def predicted_and_measured(
     num_microbatches: int = 1,
     compiled: Any = None,
 ) -> dict[str, str]:
-    """Lines to print, by name: memory of a device, and FLOPs of a step.
+    """Returns lines to print, by name: memory of a device, and FLOPs of a step.
 
     Args:
       state: abstract or real; only its shapes and shardings are read.
@@ -45,7 +45,7 @@ def predicted_and_measured(
 
 
 def measured_memory() -> str:
-    """The peak so far: of the first device's allocator, or on CPUs of the whole process."""
+    """Peak memory so far: of the first device's allocator, or on CPUs of the whole process."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if peak := stats.get("peak_bytes_in_use"):

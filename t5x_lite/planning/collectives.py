@@ -1,4 +1,4 @@
-"""What the chips of a compiled program send each other."""
+"""The collectives of a compiled program: kind, bytes, mesh axes."""
 
 import collections
 import dataclasses
@@ -24,7 +24,7 @@ class Collective:
 
 
 def collectives(program: Program, devices: int) -> list[Collective]:
-    """All that run. A collective that XLA splits over several fusions counts once."""
+    """Returns all collectives that run. One that XLA splits over several fusions counts once."""
     met = []
     shapes = collections.defaultdict(set)
     for i, visit in program.executed():
@@ -64,7 +64,7 @@ def _sent(i: Instruction, kind: str, members: tuple[int, ...]) -> float:
 
 
 def group(rest: str, devices: int) -> tuple[int, ...]:
-    """The first group of devices that talk to each other; a permute's is its first pair."""
+    """Returns the first group of devices that communicate; of a permute its first pair."""
     if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest):
         return int(found[1]), int(found[2])
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):

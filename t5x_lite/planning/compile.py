@@ -1,6 +1,6 @@
-"""A run's own training step, lowered and compiled for devices that aren't here.
+"""A run's own training step, lowered and compiled for devices that this machine doesn't have.
 
-Nothing is computed and nothing allocated: shapes, dtypes and shardings are all there is.
+Nothing is computed or allocated: only shapes, dtypes and shardings exist.
 """
 
 import contextlib
@@ -44,12 +44,12 @@ OPTIMISED = f"{DUMPED}.after_optimizations.txt"
 ASSIGNED = f"{DUMPED}-buffer-assignment.txt"
 LAST = f"{DUMPED}_after_buffer_assignment.txt"  # written before code is generated
 COMPILER = "compiler"  # the name of its thread
-READER = 2  # to be raised when programs are read in another way: results are kept by it
+READER = 2  # raise it when programs are read in another way: it is a part of the cache's key
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What decides on a training step: the arguments of `train` of the same names."""
+    """The arguments of `train` that determine the training step."""
 
     model: TransformerConfig
     task: Any
@@ -82,7 +82,7 @@ class Traced:
 
 
 def stand_in_task(objective: Any = None, architecture: str = "decoder_only") -> Task:
-    """A task whose data is never read: planning needs the objective's features only."""
+    """Returns a task whose data is never read: planning needs only the objective's features."""
     if objective is None:
         usual: dict[str, Any] = {"decoder_only": CausalLM(), "encoder_only": MaskedLM()}
         objective = usual.get(architecture, SpanCorruption())
@@ -90,7 +90,7 @@ def stand_in_task(objective: Any = None, architecture: str = "decoder_only") -> 
 
 
 def for_platform(model: TransformerConfig, topology: Topology) -> TransformerConfig:
-    """The model with the dtype that "auto" would be on the topology's chips."""
+    """Returns the model with dtype "auto" resolved for the topology's chips."""
     if model.dtype != "auto":
         return model
     dtype = "float32" if topology.chip.platform == "cpu" else "bfloat16"
@@ -98,7 +98,7 @@ def for_platform(model: TransformerConfig, topology: Topology) -> TransformerCon
 
 
 class _KnownShapes(Model):
-    """A model that traces its initialisation once for all its copies: search makes hundreds."""
+    """A model that traces its initialisation once for all its copies: a search makes hundreds."""
 
     def abstract_params(self) -> Any:
         return _shapes(dataclasses.replace(self.config, remat="none"))[0]
@@ -214,7 +214,7 @@ def _key(traced: Traced, topology: Topology, options: Mapping[str, Any] | None) 
 
 
 def versions() -> dict[str, str]:
-    """Of what compiles."""
+    """Versions of the libraries that compile."""
     found = {}
     for name in ("jax", "jaxlib", "libtpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -228,9 +228,9 @@ def _examine(
     clock, cpu = time.monotonic(), time.process_time()
     state = analytic.state_memory(traced.state)
     compiled = needs = None
-    # A compiler that goes on may write to the folder while it is deleted.
+    # The compiler may still write to the folder while it is deleted.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        # The compiler writes the program down before it finds that the chip is too small.
+        # The compiler dumps the program before it finds that the chip is too small.
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiling = compile_until_written if early else compile_step
         try:
@@ -265,9 +265,9 @@ def _examine(
 
 
 def compile_until_written(traced: Traced, options: Mapping[str, Any]) -> Any:
-    """As `compile_step`, but None as soon as all is dumped that comes before generating code.
+    """Like `compile_step`, but returns None once everything before code generation is dumped.
 
-    The compiler then goes on, in a thread that the process's end doesn't wait for.
+    The compiler then goes on in a thread; the process doesn't wait for it at its end.
     """
     compiler: Future = Future()
 
@@ -327,7 +327,7 @@ def summarise(text: str, traced: Traced, topology: Topology) -> dict[str, Any]:
 
 
 def _merged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each kind and mesh axes."""
+    """Returns one row for each kind of collective and mesh axes."""
     merged: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         key = (row["kind"], row["axes"])
@@ -340,13 +340,13 @@ def _merged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def count(
     run: Run, topology: Topology, devices: Sequence[Any]
 ) -> tuple[Setup, TrainState, dict[str, Any]]:
-    """As `trace` and `examine`, by formulas only: for chips whose compiler isn't here."""
+    """Like `trace` and `examine`, by formulas only: for chips without a compiler here."""
     setup, state = set_up_state(run, devices)
     return setup, state, counted(run, topology, setup, state)
 
 
 def counted(run: Run, topology: Topology, setup: Setup, state: TrainState) -> dict[str, Any]:
-    """As `examine`, by formulas."""
+    """Like `examine`, by formulas."""
     found = analytic.counts(setup, state, run.num_microbatches)
     memory = found["memory"]
     memory["limit"] = topology.chip.hbm
@@ -367,7 +367,7 @@ def host_devices(number: int) -> list[Any]:
     Raises:
       UserError: if jax has started with fewer.
     """
-    with contextlib.suppress(RuntimeError):  # it has started: what it has is what there is
+    with contextlib.suppress(RuntimeError):  # jax has started: its devices are all there are
         jax.config.update("jax_num_cpu_devices", number)
     devices = jax.devices("cpu")
     if len(devices) < number:

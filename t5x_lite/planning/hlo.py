@@ -1,7 +1,7 @@
-"""A compiled program, read from its text: instructions, loops, how often each of them runs.
+"""A compiled program, parsed from its text: instructions, loops, and how often each one runs.
 
-XLA's own cost analysis counts a loop's body once, whatever its trip count; here every instruction
-counts as often as it runs. Written for the text of TPU programs, right for CPU and GPU ones too.
+XLA's own cost analysis counts a loop's body once, whatever its trip count; here each instruction
+counts as often as it runs. Made for the text of TPU programs; CPU and GPU programs parse too.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line. ``operands`` are names in the same computation; ``rest`` is what follows them."""
+    """One instruction. ``operands``: names in its computation; ``rest``: the text after them."""
 
     name: str
     shape: str
@@ -49,7 +49,7 @@ class Instruction:
 
     @property
     def phase(self) -> str:
-        """Of PHASES, from the name that jax gave the operation."""
+        """One of PHASES, from the name that jax gave the operation."""
         if "rematted_computation" in self.op_name:
             return "recomputed"
         if "transpose(" in self.op_name:
@@ -59,7 +59,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Visit:
-    """A computation in one place of the program: how often it runs there, and in which loop."""
+    """A computation at one call site: how often it runs there, and in which loop."""
 
     computation: str
     times: int
@@ -77,7 +77,7 @@ class Program:
     frames: Mapping[int, str]  # stack_frame_id -> file:line of the project's innermost frame
 
     def executed(self, fused: bool = True) -> Iterator[tuple[Instruction, Visit]]:
-        """Every instruction with its visit; without ``fused`` only those that touch memory."""
+        """Yields instructions with their visits; without ``fused`` only those that access memory."""
         for name, visit in self.visits.items():
             if fused or not visit.fused:
                 for instruction in self.computations.get(name, ()):
@@ -99,7 +99,7 @@ class Program:
 
 
 def size(shape: str, *, largest: bool = False, memory: str | None = None) -> int:
-    """Bytes of a shape, the sum over a tuple's parts (or the ``largest`` of them).
+    """Bytes of a shape: the sum over a tuple's elements, or the ``largest`` of them.
 
     ``memory``: only arrays in "hbm" (which includes what a text without memory spaces says).
     """
@@ -112,7 +112,7 @@ def size(shape: str, *, largest: bool = False, memory: str | None = None) -> int
 
 
 def parse(text: str) -> Program:
-    """Reads `compiled.as_text()`."""
+    """Parses `compiled.as_text()`."""
     computations: dict[str, list[Instruction]] = {}
     body, entry = None, ""
     for line in text.split("\n"):
@@ -211,7 +211,7 @@ def _frames(text: str) -> dict[int, str]:
             innermost = innermost or where
             if "site-packages" not in path and "t5x_lite/parallel/" not in path:
                 return where
-            # a frame's parent is written plus one, as it may be absent
+            # the parent's id is stored plus one: 0 means that there is none
             if not parent or int(parent) in (0, frame):
                 return innermost
             frame = int(parent)

@@ -1,4 +1,4 @@
-"""A plan, or a search's result, as one HTML page without scripts or anything from elsewhere."""
+"""A plan, or a search's result, as one HTML page without scripts or external files."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from t5x_lite.planning import report
 
 
 def render(result: dict[str, Any]) -> str:
-    """The page of `report.make`'s or `search.main`'s result."""
+    """Returns the HTML page of a result of `report.make` or `search.main`."""
     if "candidates" not in result:
         title = f"{result['topology']}: {result['parameters']:,} parameters"
         return document(title, _plan(result))
@@ -53,7 +53,7 @@ def _layouts(result: dict[str, Any]) -> str:
 
 
 def _chart(plans: Sequence[dict[str, Any]]) -> str:
-    """Time against memory; those that don't fit are hollow."""
+    """An SVG chart of time against memory; layouts that don't fit are hollow."""
     points = [p for p in plans if "time" in p]
     if not points:
         return ""

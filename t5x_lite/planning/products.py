@@ -1,4 +1,4 @@
-"""The matrix products that a compiled program runs, in FLOPs."""
+"""FLOPs of the matrix products that a compiled program runs."""
 
 import functools
 import math
@@ -94,11 +94,11 @@ def _window_pairs(
     Both may be as large as a batch, so one of them is counted in closed form.
     """
     few, many = sorted(((out, stride), (kernel, spread)))
-    start = np.arange(few[0]) * few[1] - low  # the input's place of the first of the many
+    start = np.arange(few[0]) * few[1] - low  # the input position of the first of the many
     step = many[1]
     first = np.maximum(0, -(start // step))
     last = np.minimum(many[0] - 1, ((n - 1) * dilate - start) // step)
-    # Of first..last those on an element: start + step * t is a multiple of the dilation.
+    # Positions first..last that meet an element: start + step * t is a multiple of the dilation.
     common = math.gcd(step, dilate)
     period = dilate // common
     inverse = pow(step // common, -1, period) if period > 1 else 0

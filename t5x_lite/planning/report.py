@@ -1,4 +1,4 @@
-"""A plan: what was found about a run on a topology, put together and written as a table."""
+"""A plan: all results for a run on a topology, as JSON and as a table."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ def make(
     found: dict[str, Any],
     price: float | None = None,
 ) -> dict[str, Any]:
-    """The plan, ready for JSON. ``price``: of a chip's hour."""
+    """Returns the plan, ready for JSON. ``price``: per chip and hour."""
     import jax
 
     c, tokens = setup.model.config, setup.tokens_per_batch
@@ -94,17 +94,17 @@ def make(
 
 
 def gib(bytes_: float) -> str:
-    """With two digits behind the point, in the unit that needs no more."""
+    """Bytes as text with two decimals, in the largest unit that is at most the value."""
     return f"{bytes_ / GiB:,.2f} GiB" if bytes_ >= GiB / 10 else f"{bytes_ / 2**20:,.2f} MiB"
 
 
 def seconds(value: float) -> str:
-    """Three digits, in s or ms."""
+    """Seconds as text with three digits, in s or ms."""
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
 def total(plan: dict[str, Any]) -> str:
-    """Memory of a chip; after a ~ without the program itself, as no code was generated."""
+    """Memory of a chip as text; "~": without the program itself, as no code was generated."""
     return "~" * (plan["source"] == "read") + gib(plan["memory"]["total"])
 
 
@@ -118,7 +118,7 @@ def as_text(plan: dict[str, Any]) -> str:
 
 
 def sections(plan: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:
-    """Titles and rows, as they are shown."""
+    """Yields titles and rows in the order in which they are shown."""
     micro = plan["num_microbatches"]
     batch = f"{plan['batch_size']:,} rows = {plan['tokens_per_step']:,} tokens"
     yield (
@@ -160,7 +160,7 @@ def _memory_rows(plan: dict[str, Any]) -> Iterator[Row]:
 
 
 def buffer_rows(plan: dict[str, Any]) -> list[Row]:
-    """Size; shape, source line and the operation's name."""
+    """Rows of size; shape, source line and operation name."""
     rows = []
     for row in plan["buffers"]:
         times = f"{row['number']} x " if row["number"] > 1 else ""
@@ -200,7 +200,7 @@ def _run_rows(plan: dict[str, Any]) -> Iterator[Row]:
 
 
 def layout_rows(plans: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A header, and a row for each plan of a search."""
+    """Returns a header, and a row for each plan of a search."""
     head = ("mesh", "remat", "micro", "batch", "memory", "step", "MFU", "tokens/s", "chip-hours")
     rows: list[tuple[str, ...]] = [head]
     for plan in plans:

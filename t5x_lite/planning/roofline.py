@@ -1,12 +1,12 @@
-"""From what a step does to how long it takes at best: compute, memory and interconnect.
+"""Lower bounds of a step's time from its compute, memory traffic and communication.
 
-These are bounds, not forecasts: nothing runs at its peak. Three of them:
+These are bounds, not forecasts: nothing runs at its peak. There are three:
 
-  overlapped      the largest of compute, HBM and interconnect: everything hidden behind it
-  not_overlapped  their sum: nothing hidden
-  as_compiled     each instruction as long as its products or its memory need, one after the other;
-                  copies and collectives that the compiler made asynchronous behind them, other
-                  collectives after
+  overlapped      the largest of compute, HBM and interconnect time: the others are hidden behind it
+  not_overlapped  their sum: nothing is hidden
+  as_compiled     all instructions one after the other, each at the speed of its products or its
+                  memory; asynchronous copies and collectives are hidden behind them, synchronous
+                  collectives are added
 
 The roofline model: https://jax-ml.github.io/scaling-book/roofline.
 """
@@ -22,9 +22,9 @@ DAY = 86_400.0
 
 
 def bandwidth(topology: Topology, places: Sequence[tuple[int, ...]]) -> float:
-    """Bytes/s that a chip can send in a collective among chips at these coordinates, in a slice.
+    """Bytes/s that a chip can send in a collective among chips at these coordinates of a slice.
 
-    Along each torus axis that the group spans: both directions of a ring, else one direction.
+    For each torus axis that the group spans: both directions of a ring, otherwise one.
     """
     if topology.chip.platform != "tpu":
         return topology.chip.link
@@ -42,14 +42,14 @@ def collective_seconds(
     row: Mapping[str, Any], topology: Topology, places: Sequence[tuple[int, ...]],
     slices: Sequence[int],
 ) -> float:  # fmt: skip
-    """Time of a row of `summarize`'s collectives; places and slices are its members'."""
+    """Seconds of one row of `summarize`'s collectives; places, slices: of its members."""
     n, among = len(places), len(set(slices))
     if row["kind"] == "collective-permute":
         # Windowed products send to both neighbours at once: a row for each direction.
         return row["bytes"] / (topology.chip.network if among > 1 else 2 * topology.chip.link)
     if among == 1:
         return row["bytes"] / bandwidth(topology, places)
-    # Within each slice first; then each chip exchanges its part with its peers in the others.
+    # First within each slice; then each chip exchanges its part with its peers in other slices.
     here = n // among
     within = row["bytes"] * (here - 1) / here * n / (n - 1)
     across = row["bytes"] / here * (among - 1) / among * n / (n - 1)
@@ -67,7 +67,7 @@ def estimate(
     tokens: float,
     busy: float | None = None,
 ) -> dict[str, float]:
-    """Times in seconds for one step, and what follows from them.
+    """Seconds of one step by each bound, and the MFU and throughput that follow.
 
     Args:
       executed_flops: of one chip, recomputation included.
@@ -89,7 +89,7 @@ def estimate(
     exposed = times["interconnect"] - hidden
     overlapped, not_overlapped = max(times.values()), sum(times.values())
     busy = max(times["compute"], times["hbm"]) if busy is None else busy
-    # Asynchronous copies take no time of their own, but HBM can't give more than it has.
+    # Asynchronous copies are hidden, but HBM's bandwidth still bounds the sum.
     as_compiled = max(busy, times["hbm"], hidden) + exposed
     peak = chip.flops * topology.chips
     return times | {
@@ -106,7 +106,7 @@ def estimate(
 
 
 def budget(seconds: float, steps: int, chips: int, price: float | None) -> dict[str, float | None]:
-    """What so many steps of so many seconds are in days, chip-hours and money."""
+    """Days, chip-hours and cost of a number of steps of this duration."""
     hours = seconds * steps / 3600
     return {
         "days": hours * 3600 / DAY,

@@ -15,10 +15,10 @@ DEFAULT_CACHE = "~/.cache/t5x_lite/plan"
 
 
 def start_jax() -> None:
-    """jax on this machine's CPU, whatever else there is: devices to plan for are abstract."""
+    """Starts jax on this machine's CPU, whatever else it has: planned devices are abstract."""
     topologies.quiet_libtpu()
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # libtpu reads them, too, and ends the process at one that it doesn't know.
+    # libtpu reads them too, and aborts at a flag that it doesn't know.
     flags = os.environ.get("XLA_FLAGS", "").split()
     of_others = ("--xla_cpu_", "--xla_gpu_")
     os.environ["XLA_FLAGS"] = " ".join(flag for flag in flags if not flag.startswith(of_others))
@@ -39,7 +39,7 @@ def make_plan(
     cache_dir: str | None = None,
     early: bool = False,
 ) -> dict[str, Any]:
-    """The plan of a `planning.compile.Run`, see `planning.report.make`.
+    """Returns the plan of a `planning.compile.Run`; see `planning.report.make`.
 
     ``early``: see `planning.compile.examine`; the compiler may still be running.
     """
@@ -57,7 +57,7 @@ def make_plan(
 
 
 def read_run(args: argparse.Namespace, topology: Topology) -> Any:
-    """What the config binds to `train`, but for data and folders, which planning doesn't need.
+    """Returns what the config binds to `train`, without data and folders: planning needs neither.
 
     Raises:
       UserError: for what is missing or wrong in the config.
@@ -98,7 +98,7 @@ def read_run(args: argparse.Namespace, topology: Topology) -> Any:
 
 
 def _objective(parse: Any) -> Any:
-    """The task's objective: of all that a task is, it alone decides on shapes."""
+    """Returns the task's objective: the only part of a task that shapes depend on."""
     try:
         parse("train.task")
         return config.evaluate("train.task").objective

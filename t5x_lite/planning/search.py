@@ -1,10 +1,10 @@
-"""`plan --search`: layouts of one run, the promising ones compiled, the best written as gin.
+"""`plan --search`: tries layouts of one run, compiles the promising ones, writes the best as gin.
 
-Candidates are all that the run may be laid out as: mesh shapes, remat policies, micro-batches and,
-if asked for, batches. Those that can't divide or, by formulas, come nowhere near fitting are left
-out; the programs of the rest are read before code is generated for them (`compile.examine`), the
-most promising by formulas first. Those that are shown are then compiled whole. Results are kept,
-so that the same search goes on where it was stopped.
+Candidates combine mesh shapes, remat policies, numbers of micro-batches and, if asked for, batch
+sizes. Candidates that don't divide, or that need far too much memory by formulas, are left out. The
+others are compiled up to code generation (`compile.examine`), in the order of their estimated time.
+Those that are shown are then compiled fully. Results are cached, so that a search that was stopped
+continues.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from t5x_lite.planning.compile import Run
 from t5x_lite.planning.layouts import Layout
 from t5x_lite.planning.topologies import Topology
 
-HEADROOM = 2.0  # how much more than the chip has a layout may need by formulas, to be compiled
-READING = 0.75  # of the time, at most; what is left of it is for compiling the best whole
+HEADROOM = 2.0  # compile layouts whose estimated memory is at most twice the chip's
+READING = 0.75  # share of the time budget for this; the rest is for compiling the best fully
 MICROBATCHES = (1, 2, 4, 8)
 MAX_TENSOR = 16
 
 
 def main(args: argparse.Namespace, run: Run, topology: Topology) -> dict[str, Any]:
-    """Searches, says on stderr what it does, writes --best; returns a JSON-able result."""
+    """Searches, reports progress on stderr, writes --best; returns a result for JSON."""
     if args.budget_minutes <= 0:
         raise UserError(f"--budget_minutes={args.budget_minutes}: expected more than 0")
     batches = _batches(args.rows_per_chip, run, topology)
@@ -76,7 +76,7 @@ def _batches(text: str | None, run: Run, topology: Topology) -> list[int]:
 
 
 def candidates(run: Run, topology: Topology, batches: list[int]) -> Iterator[Layout]:
-    """Every layout that the chips and the model's heads allow."""
+    """Yields every layout that the chips and the model's heads allow."""
     meshes = list(_meshes(run, topology))
     remats = [r for r in CHOICES["remat"] if r != "offload" or topology.compiles]
     for mesh, remat, micro, batch in itertools.product(meshes, remats, MICROBATCHES, batches):
@@ -121,7 +121,7 @@ def _divisors(n: int) -> list[int]:
 def prune(
     run: Run, topology: Topology, layouts: list[Layout], price: float | None = None
 ) -> tuple[list[tuple[Layout, dict[str, Any]]], dict[str, int]]:
-    """The layouts that divide and nearly fit, the fastest first, with their plans by formulas."""
+    """Returns layouts that divide and may fit, fastest first, with their plans by formulas."""
     devices = (
         topologies.abstract_devices(topology)
         if topology.compiles
@@ -151,7 +151,7 @@ def prune(
         plan = report.make(one, topology, setup, state, found, price)
         times = plan["time"]
         seconds = max(times["compute"], times["hbm"]) + 0.5 * times["interconnect"]
-        tight = 1.0 if plan["fits"] else 1.3  # what may not fit comes later
+        tight = 1.0 if plan["fits"] else 1.3  # layouts that may not fit come last
         scored.append((tight * seconds / setup.tokens_per_batch, len(scored), layout, plan))
     return [(layout, plan) for *_, layout, plan in sorted(scored, key=lambda s: s[:2])], left_out
 
@@ -159,7 +159,7 @@ def prune(
 def compile_best(
     args: argparse.Namespace, topology: Topology, layouts: list[Layout]
 ) -> dict[Layout, dict[str, Any]]:
-    """Plans of all layouts that there is time for, those of the best from a whole compilation."""
+    """Returns plans of as many layouts as time allows; the best are compiled fully."""
     start, seconds = time.monotonic(), 60 * args.budget_minutes
     workers.say(f"reading the fastest first, for up to {READING * args.budget_minutes:.3g} minutes")
     read = workers.compile_all(args, topology, layouts, start + READING * seconds, early=True)
@@ -175,11 +175,11 @@ def settle(
     plans: dict[Layout, dict[str, Any]],
     whole: Callable[[list[Layout], int], dict[Layout, dict[str, Any] | None]],
 ) -> dict[Layout, dict[str, Any]]:
-    """The plans, those of them that `pareto` chooses from whole compilations.
+    """Returns the plans; those that `pareto` chooses come from full compilations.
 
     Args:
-      whole: gives the plans of layouts, or of those that there is time for, and that at least of
-        so many of the first; None for one that the compiler refuses.
+      whole: compiles layouts fully until the deadline, but at least the first ``at_least``; gives
+        None for one that the compiler refuses.
     """
     while True:
         front = pareto(_fitting(list(plans.values())))
@@ -188,20 +188,20 @@ def settle(
         done = whole(todo, int(front[0]["source"] == "read")) if todo else {}
         if not done:
             return plans
-        # One that doesn't fit after all makes place for others.
+        # A layout that doesn't fit after all makes room for others.
         plans = {layout: plan for layout, plan in (plans | done).items() if plan}
 
 
 def _fitting(plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The fastest first."""
+    """Returns the plans that fit, fastest first."""
     fitting = (plan for plan in plans if plan["fits"] and "time" in plan)
     return sorted(fitting, key=lambda plan: -plan["tokens_per_second"])
 
 
 def pareto(plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of plans by falling speed, those than which no faster one needs less memory.
+    """Returns the Pareto front of time and memory; ``plans`` are sorted by falling speed.
 
-    The program itself isn't counted, as not all of them have been compiled whole.
+    The program's own size isn't counted, since not all plans come from full compilations.
     """
     front, least = [], math.inf
     for plan in plans:
@@ -233,7 +233,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 def best_gin(plan: dict[str, Any], args: argparse.Namespace) -> str:
-    """A gin file that goes behind the recipe's."""
+    """Returns a gin file to give after the recipe's."""
     layout, versions = plan["layout"], plan["versions"]
     recipe = ", ".join(args.gin_file) or "bindings only"
     used = ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -1,4 +1,4 @@
-"""All that is read from a compiled program, ready for JSON."""
+"""Summary of a compiled program, ready for JSON."""
 
 import collections
 import math

@@ -1,6 +1,6 @@
-"""The chips a run can be planned for: what is published about them, and the slices they come in.
+"""The chips that a run can be planned for: published figures, and the slices that exist.
 
-Figures are the makers': dense bfloat16 FLOP/s, HBM, and one-way link bandwidths.
+Figures are the vendors': dense bfloat16 FLOP/s, HBM, and one-way link bandwidths.
 TPUs: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and
 https://jax-ml.github.io/scaling-book/tpus (links, data-centre network). GPUs: NVIDIA's data sheets.
 """
@@ -36,7 +36,7 @@ class Chip:
     network: float
     platform: str = "tpu"
     dims: int = 2  # of the torus
-    cores: int = 1  # that the slice's name counts for each chip
+    cores: int = 1  # per chip, in the slice's name
 
 
 CHIPS = {
@@ -49,7 +49,7 @@ CHIPS = {
         Chip("a100", "NVIDIA A100-SXM4-80GB", 312e12, 78 * GiB, 2.039e12, 3e11, 2.5e10, "gpu"),
         Chip("h100", "NVIDIA H100 80GB HBM3", 989.4e12, 78 * GiB, 3.35e12, 4.5e11, 5e10, "gpu"),
         Chip("h200", "NVIDIA H200", 989.4e12, 139 * GiB, 4.8e12, 4.5e11, 5e10, "gpu"),
-        # Not a real peak: a run's own measurements say what a CPU does.
+        # A placeholder: only measurements tell a CPU's real peak.
         Chip("cpu", "cpu", 1e11, 8 * GiB, 2e10, 1e10, 1e9, "cpu"),
     )
 }
@@ -63,7 +63,7 @@ SLICES = {"v4": _CUBES[:10], "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """So many slices of one shape. ``shape`` is chips along each torus axis; (n,) for GPUs."""
+    """A number of equal slices. ``shape``: chips along each torus axis; (n,) for GPUs."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -98,7 +98,7 @@ class Topology:
 
 
 def known() -> str:
-    """All names, for messages."""
+    """All known names, for messages."""
     names = []
     for chip, shapes in SLICES.items():
         numbers = [math.prod(shape) * CHIPS[chip].cores for shape in shapes]
@@ -167,7 +167,7 @@ def abstract_devices(topology: Topology) -> Sequence[Any]:
     if topology.slices > 1:
         options["num_slices"] = topology.slices
     shape = "x".join(map(str, topology.shape))
-    if min(topology.shape[:2]) < 2:  # less than a host's 2x2 chips
+    if min(topology.shape[:2]) < 2:  # fewer than a host's 2x2 chips
         options["chips_per_host_bounds"] = (*topology.shape, 1, 1)[:3]
     try:
         description = topologies.get_topology_desc(
@@ -182,9 +182,9 @@ def abstract_devices(topology: Topology) -> Sequence[Any]:
 
 
 def quiet_libtpu() -> None:
-    """Tells libtpu that it runs on no TPU, several times at once if need be."""
+    """Tells libtpu that there is no TPU, and lets several processes load it at once."""
     for name, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),  # no questions to a cloud's metadata server
+        ("TPU_SKIP_MDS_QUERY", "1"),  # don't query a cloud's metadata server
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "true"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_ACCELERATOR_TYPE", "v5litepod-1"),

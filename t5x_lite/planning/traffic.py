@@ -1,4 +1,4 @@
-"""What a compiled program moves in a chip's main memory, how long that takes, what lies there."""
+"""A compiled program's HBM traffic, the time that it takes, and the largest buffers."""
 
 import re
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ _FREE = {
 
 _KINDS = (("parameter", "arguments"), ("maybe-live-out", "results"),
           ("preallocated-temp", "temporary"))  # fmt: skip
-_HOST = "5"  # the colour of the host's memory; of the chip's own there is none
+_HOST = "5"  # host memory's colour; the chip's own memory has none
 
 
 def hbm_bytes(program: Program) -> float:
-    """Bytes read from and written to the chip's main memory by one execution.
+    """Bytes that one execution reads from and writes to HBM.
 
     An instruction reads its operands and writes its result, unless they lie in a faster memory;
     a fusion that slices an operand, or updates a slice of it in place, touches only the slice.
@@ -57,7 +57,7 @@ def touched_bytes(program: Program, computation: str, i: Instruction) -> float:
 
 
 def _slices(program: Program, computation: str) -> dict[int, tuple[str, int]]:
-    """Parameters of a fusion of which only slices are touched: number -> (how, bytes)."""
+    """Parameters of a fusion that are only sliced: number -> (how, bytes)."""
     slices = {}
     for i in program.computations.get(computation, ()):
         if i.op != "parameter" or not i.arguments.isdigit():
@@ -73,7 +73,7 @@ def _slices(program: Program, computation: str) -> dict[int, tuple[str, int]]:
 
 
 def _uses(program: Program, computation: str, name: str) -> Iterator[tuple[str, Instruction, int]]:
-    """What reads an array within a fusion, and in fusions within it: (where, what, as which)."""
+    """Yields an array's readers in a fusion and nested ones: (computation, reader, operand)."""
     for i in program.computations.get(computation, ()):
         for position, operand in enumerate(i.operands):
             if operand != name:
@@ -90,9 +90,9 @@ def _uses(program: Program, computation: str, name: str) -> Iterator[tuple[str, 
 
 
 def busy_seconds(program: Program, peak_flops: float, bandwidth: float) -> float:
-    """Time of all instructions one after the other, each as its products or its memory allow.
+    """Seconds of all instructions in sequence, each bounded by its products or its memory.
 
-    Asynchronous copies go on behind them, and take no time of their own.
+    Asynchronous copies are hidden behind them and add nothing.
     """
     inside: dict[str, float] = {}
 
@@ -120,7 +120,7 @@ def busy_seconds(program: Program, peak_flops: float, bandwidth: float) -> float
 
 
 def largest_buffers(program: Program, count: int = 10) -> list[dict[str, Any]]:
-    """The largest arrays that instructions make: bytes, shape, what made them, source line.
+    """The largest results of instructions: bytes, shape, operation, source line.
 
     One line for each (shape, source); ``number`` says how many such instructions there are. They
     need not be alive at the same time.
@@ -144,7 +144,7 @@ def largest_buffers(program: Program, count: int = 10) -> list[dict[str, Any]]:
 
 
 def allocated(text: str) -> dict[str, int]:
-    """Bytes that XLA's buffer assignment, as it dumps it, reserves on a chip and on the host.
+    """Bytes that XLA's dumped buffer assignment reserves on a chip and on the host.
 
     Keys as of `compile.examine`'s memory. What is local to a thread takes no place of its own.
     """
@@ -161,7 +161,7 @@ def allocated(text: str) -> dict[str, int]:
 
 
 def out_of_memory(message: str) -> dict[str, Any] | None:
-    """What the TPU compiler says of a program that doesn't fit, or None if it says something else.
+    """Parses the TPU compiler's message for a program that doesn't fit; None for others.
 
     used, limit: bytes; whole: whether ``used`` counts the arguments too.
     """

@@ -1,4 +1,4 @@
-"""Layouts compiled side by side, each in a process of its own."""
+"""Compiles layouts in parallel, each in its own process."""
 
 import argparse
 import concurrent.futures
@@ -29,9 +29,9 @@ def compile_all(
     *,
     early: bool,
 ) -> dict[Layout, dict[str, Any] | None]:
-    """Plans of the layouts, in the order they are done; None if the compiler refuses one.
+    """Returns plans of the layouts in the order of completion; None where the compiler refuses.
 
-    After the deadline none is begun, but ``at_least`` so many are. ``early``: see `examine`.
+    After the deadline none starts, except for the first ``at_least``. ``early``: see `examine`.
     """
     plans: dict[Layout, dict[str, Any] | None] = {}
     workers = max(1, min(args.workers or os.cpu_count() or 1, len(layouts)))
@@ -52,7 +52,7 @@ def compile_all(
                 layout = running.pop(future)
                 begin()
                 plan = future.result()
-                if "error" in plan:  # one layout that the compiler refuses isn't the end
+                if "error" in plan:  # a refused layout doesn't end the search
                     plans[layout] = None
                     say(f"      {layout.text}, remat {layout.remat}: {plan['error']}")
                     continue
@@ -62,19 +62,19 @@ def compile_all(
 
 
 def _scratch() -> tempfile.TemporaryDirectory:
-    """For what the compilers dump: those that are ended can't tidy up."""
+    """A folder for the compilers' dumps: killed compilers can't delete their own."""
     return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 
 
 def process_context() -> Any:
-    """Starts processes that have imported all, but not started jax: that doesn't survive a fork."""
+    """Returns a context of processes that import everything, but don't start jax before a fork."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["t5x_lite.planning.search", *config.CONFIGURABLE_MODULES])
     return context
 
 
 def _in_process(*task: Any) -> dict[str, Any]:
-    """What `_work` sends from a process of its own, which is ended though its compiler goes on."""
+    """Runs `_work` in a process, returns its message, and kills it with its compiler."""
     context = process_context()
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(there, *task))
@@ -93,7 +93,7 @@ def _in_process(*task: Any) -> dict[str, Any]:
 def _work(
     pipe: Any, args: argparse.Namespace, topology: str, layout: Layout, early: bool, scratch: str
 ) -> None:
-    """The process reads the config itself: what it makes (functions) can't be sent to it."""
+    """Reads the config in the process itself: it contains functions, which can't be pickled."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
     import jax
@@ -110,7 +110,7 @@ def _work(
 
 
 def end_with_parent() -> None:
-    """Else the processes of a search that was killed would go on."""
+    """Ends this process with its parent, so that none outlives a killed search."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
