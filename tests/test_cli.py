@@ -254,12 +254,11 @@ def test_exit_status_and_what_is_printed(verb, capsys):
     assert cli.main(["toast"]) == 7
 
 
-def test_a_verb_with_a_root_gets_its_config(verb, capsys, monkeypatch):
+def test_a_verb_with_a_root_gets_its_config(verb, capsys):
     import gin
 
     seen = []
     toast = gin.external_configurable(lambda bread, heat=1: seen.append(bread), name="cli_toast")
-    monkeypatch.setattr(config, "CONFIGURABLE_MODULES", ())
     verb(lambda args: toast() or 0, gin=True, root="cli_toast")
     Path("t.gin").write_text("cli_toast.bread = 'rye'")
     assert cli.main(["toast", "--gin_file=t.gin"]) == 0

@@ -4,8 +4,6 @@ import dataclasses
 import heapq
 import re
 
-import gin
-
 from t5x_lite.corpus.steps import Document, Filter, Step, count, rule
 from t5x_lite.corpus.text import count_sentences
 from t5x_lite.lines import split_lines
@@ -17,7 +15,6 @@ _POLICIES = (
 )  # fmt: skip
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class C4(Step):
     """Drops lines that aren't sentences, then pages with too few of them.
@@ -91,7 +88,6 @@ class C4(Step):
         return None
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class C4Tfds(C4):
     """C4 with the thresholds of TFDS's c4 (4.9), which made the published dataset."""
@@ -111,7 +107,6 @@ class C4Tfds(C4):
         return super().clean(text)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class C4Paragraphs(Filter):
     """mC4's rule of three long lines."""

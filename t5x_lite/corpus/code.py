@@ -3,8 +3,6 @@
 import dataclasses
 import re
 
-import gin
-
 from t5x_lite.corpus.steps import Document, Step, rule
 
 # By file name. What isn't here is no source code to the readers.
@@ -25,7 +23,6 @@ _GENERATED = re.compile(
 _TAG = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Code(Step):
     """Long lines, few letters, generated files, data files, XML and markup without text.

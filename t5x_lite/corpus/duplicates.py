@@ -8,14 +8,12 @@ moves a few arrays a unit, not a record for each hash of each document.
 import dataclasses
 import hashlib
 
-import gin
 import numpy as np
 
 from t5x_lite.corpus.text import comparable
 from t5x_lite.errors import UserError
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
     """What counts as a duplicate. The defaults are FineWeb's: 14 bands of 8 hashes of 5 words.

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import gin
-
 from t5x_lite.corpus.steps import Filter, rule
 from t5x_lite.corpus.text import repeated, words
 
@@ -12,7 +10,6 @@ END_MARKS = tuple(".!?\u2026\u0589\u061f\u06d4\u0700\u0964\u0965\u104a\u104b\u13
                   "\uff0e\uff1f\uff61")  # fmt: skip
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class FineWeb(Filter):
     """Lists, short lines, and repeated lines; as in datatrove 0.10."""

@@ -6,12 +6,9 @@ Its probabilities are surer than they should be; thresholds of fastText's lid.17
 import dataclasses
 import functools
 
-import gin
-
 from t5x_lite.corpus.steps import Document, Step, rule
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Language(Step):
     """Sets `language` and its score, and drops what is in another language or in none surely.

@@ -6,15 +6,12 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import gin
-
 from t5x_lite.corpus.steps import Document, Filter, Step, count, rule
 from t5x_lite.corpus.text import comparable, repair
 from t5x_lite.errors import UserError
 from t5x_lite.lines import read_lines
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Repair(Step):
     """Mends encodings and normalises Unicode: see `text.repair`. form: "NFC" or "NFKC"."""
@@ -28,7 +25,6 @@ class Repair(Step):
         return None if text else "Repair/empty"
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Limits(Filter):
     """Length, and symbols against letters."""
@@ -52,7 +48,6 @@ class Limits(Filter):
         return None
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Blocklist(Step):
     """Drops pages of listed hosts, and texts with listed words.
@@ -78,7 +73,6 @@ class Blocklist(Step):
         return None
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Decontaminate(Step):
     """Drops, or counts, documents that share a run of words or an address with evaluation data.

@@ -8,8 +8,6 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-import gin
-
 from t5x_lite.corpus.steps import Document, Step, count
 
 _PATTERNS = {
@@ -50,7 +48,6 @@ REPLACEMENTS = {
 }
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Pii(Step):
     """Replaces personal data, and drops documents that have much of it.

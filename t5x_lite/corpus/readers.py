@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-import gin
-
 from t5x_lite.corpus import web
 from t5x_lite.corpus.code import BY_SUFFIX
 from t5x_lite.corpus.opening import Bomb, Problems, Stream, Torn, decoded, is_binary
@@ -24,7 +22,6 @@ _PACKED = re.compile(r"\.(gz|bz2|xz|zst|zstd)$", re.IGNORECASE)
 _TEXT = {"txt", "text", "md", "rst", "tex", "log", ""}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """How files become documents.

@@ -10,8 +10,6 @@ import unicodedata
 from collections import Counter
 from typing import NamedTuple
 
-import gin
-
 from t5x_lite.corpus.steps import Document, Step, rule
 from t5x_lite.corpus.text import words
 
@@ -69,7 +67,6 @@ STOP_WORDS = {
 }
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Roots(Step):
     """ROOTS' rules for the document's language, set by a `Language` step before it.

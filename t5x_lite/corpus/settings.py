@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import gin
-
 from t5x_lite.corpus.duplicates import Duplicates
 from t5x_lite.corpus.mixing import Mix
 from t5x_lite.corpus.readers import Reader
@@ -16,7 +14,6 @@ from t5x_lite.corpus.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """From folders of raw documents to a TFDS dataset.

@@ -7,15 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import gin
-
 from t5x_lite.corpus.text import words
 from t5x_lite.errors import UserError
 
 FILE = "vocabulary.model"
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """SentencePiece on text of the training split.

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import gin
 import numpy as np
 
 from t5x_lite.data.files import cache_folder, is_url, local_copy, written_whole
@@ -21,7 +20,6 @@ from t5x_lite.errors import UserError
 _FILE = "vocabulary.model"
 
 
-@gin.configurable(module="t5x_lite")
 class TrainedVocabulary(Vocabulary):
     """A SentencePiece model, trained on first use on a sample of a source's training split.
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gin
 import numpy as np
 
 from t5x_lite.errors import UserError, did_you_mean
@@ -112,7 +111,6 @@ class Vocabulary(abc.ABC):
         return self.size - 1 - i
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class SentencePieceVocabulary(Vocabulary):
     """A SentencePiece model, read on first use.
@@ -214,7 +212,6 @@ class SentencePieceVocabulary(Vocabulary):
         return {"path": self.path, "extra_ids": self.extra_ids}  # workers read the file again
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class ByteVocabulary(Vocabulary):
     """UTF-8 bytes at ids 3..258, then `extra_ids` sentinels: ByT5's ids (arXiv:2105.13626).

@@ -9,7 +9,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import gin
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
@@ -23,7 +22,6 @@ AXES = ("data", "fsdp", "expert", "context", "tensor")
 FSDP_PARTS = ("fsdp_x", "fsdp_y", "fsdp_z")
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; at most one may be -1, "the rest of the devices".

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -19,6 +18,7 @@ from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.parallel.mesh import fsdp_axes
 
 MeshAxes = str | tuple[str, ...] | None
+Rules = Mapping[str, MeshAxes]  # logical name -> mesh axes
 
 # Parameters: Megatron splits over `tensor`; `embed`, which every kernel has, over `fsdp` (ZeRO-3).
 DEFAULT_RULES: dict[str, MeshAxes] = {
@@ -55,7 +55,6 @@ _active: contextvars.ContextVar[tuple[Mesh, Mapping[str, MeshAxes]] | None] = (
 )
 
 
-@gin.configurable(module="t5x_lite")
 def logical_rules(overrides: Mapping[str, MeshAxes] | None = None) -> dict[str, MeshAxes]:
     """Returns the rules table: the default one with ``overrides`` (logical name -> mesh axes)."""
     return DEFAULT_RULES | dict(overrides or {})

@@ -56,7 +56,6 @@ def read_model(file: str) -> TransformerConfig:
     if file.endswith(".json"):
         return huggingface.read_config(file)
     with config.fresh():
-        config.register_all()
         config.parse([file], [f"{_MODEL}=%MODEL"], root=_MODEL)
         return config.evaluate(_MODEL)
 

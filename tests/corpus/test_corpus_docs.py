@@ -38,7 +38,6 @@ def test_the_table_of_rules_is_what_the_code_says():
 
 @pytest.fixture
 def fresh():
-    config.register_all_corpus()
     with config.fresh():
         yield
 

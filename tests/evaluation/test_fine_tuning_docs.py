@@ -66,7 +66,6 @@ def test_every_command_that_trains_is_put_together():
     for args in found:
         with config.fresh():
             more = [] if "shakespeare" in str(args) else ["Task.vocabulary=@ByteVocabulary()"]
-            config.register_all()
             config.parse(args.gin_file, [*args.gin_bindings, *more], root="train")
             model, task, lengths, size = (
                 config.evaluate(f"train.{name}")
@@ -82,7 +81,6 @@ def test_few_shots_are_of_the_training_split_in_the_tasks_template():
     [block] = [b for b in re.findall(r"```gin\n(.*?)```", DOCUMENT, flags=re.DOTALL) if "Shot" in b]
     data = [f"{name}='cola/in_domain_{split}.tsv'"
             for name, split in (("DATA", "train"), ("VALIDATION_DATA", "dev"))]  # fmt: skip
-    config.register_all()
     Path("few.gin").write_text('include "recipes/finetune_cola.gin"\n' + block)
     config.parse(["few.gin"], [*data, "Task.vocabulary=@ByteVocabulary()"], root="train.task")
     task = config.evaluate("train.task")

@@ -44,7 +44,6 @@ def folder(tmp_path_factory):
     (folder / "tiny.gin").write_text(GIN)
     with config.fresh(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        config.register_all()
         bindings = ["TransformerConfig.vocab_size=384", "train.model=%MODEL"]
         config.parse(["models/t5_1_1_tiny.gin"], bindings, root="train.model")
         model = Model(config.evaluate("train.model"))
@@ -75,7 +74,6 @@ def test_there_and_back(tmp_path, monkeypatch, capsys, name):
     assert cli.main(["convert", "--from=ours", "--to=theirs"]) == 0
     assert same(weights(tmp_path / "theirs"), weights(GOLDEN / name))
     # and what it wrote about the model is gin
-    config.register_all()
     config.parse(["ours/model.gin"], ["train.model=%MODEL"], root="train.model")
     assert config.evaluate("train.model") == huggingface.read(GOLDEN / name).config
 
