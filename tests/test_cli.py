@@ -101,7 +101,7 @@ def test_library_names_are_these():
         "TextToText", "TfRecords", "Tfds", "TrainState", "TrainedVocabulary", "TransformerConfig",
         "UserError", "__version__", "abstract_state", "cosine", "eval_batches", "from_pretrained",
         "generate", "init_state", "make_eval_step", "make_mesh", "make_train_step", "open_files",
-        "save_pretrained", "set_up", "train_sentencepiece", "use_mesh",
+        "register", "save_pretrained", "set_up", "train_sentencepiece", "use_mesh",
     ]  # fmt: skip
 
 

@@ -73,6 +73,14 @@ def read_setup(args: argparse.Namespace) -> Setup:
     return set_up(**given, batch_size=jax.device_count(), pack=False, **devices)
 
 
+def _given(name: str) -> Any:
+    """What the configuration gives to a parameter of `infer`; None if nothing."""
+    try:
+        return config.evaluate(f"infer.{name}")
+    except UserError:
+        return None
+
+
 def explain(
     setup: Setup,
     weights: Sequence[str],

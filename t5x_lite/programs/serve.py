@@ -105,6 +105,8 @@ def _texts(setup: Setup, params: Any, settings: ServeConfig) -> Texts:
         params = compress(params, _given("weights", "float32"))
         model, params = for_slots(merged, params, settings.slots)
     vocabulary, reading = setup.task.vocabulary, setup.reading
+    if reading.template is None:
+        reading = dataclasses.replace(reading, template=config.call("ChatTemplate"))
     slots = Slots(model, settings.slots, columns, vocabulary.eos_ids, reading.bidirectional)
     engine = Engine(
         slots,

@@ -11,7 +11,6 @@ from t5x_lite.corpus.c4 import C4, C4Paragraphs, C4Tfds
 from t5x_lite.corpus.code import Code
 from t5x_lite.corpus.fineweb import FineWeb
 from t5x_lite.corpus.gopher import GopherQuality, GopherRepetition
-from t5x_lite.corpus.settings import Corpus
 from t5x_lite.corpus.steps import rules_of
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +47,8 @@ def test_recipes(fresh, name, tmp_path):
     pytest.importorskip("ftfy")
     config.parse([f"corpus/{name}.gin"], [f"INPUT='{tmp_path}'", f"OUTPUT='{tmp_path}'"], (),
                  "Corpus")  # fmt: skip
-    assert Corpus().steps and Corpus().duplicates is not None
+    corpus = config.call("Corpus")
+    assert corpus.steps and corpus.duplicates is not None
     text = (gin_files.shipped_gin_configs() / f"corpus/{name}.gin").read_text()
     header = text.split("include")[0]
     assert f"# Command: t5x_lite corpus --gin_file=corpus/{name}.gin" in header
