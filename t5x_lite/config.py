@@ -137,7 +137,8 @@ def evaluate(key: str, given: Mapping[str, Any] | None = None) -> Any:
     try:
         value = gin.query_parameter(key)
     except ValueError as error:
-        value = registry.implied(*key.rpartition("/")[2].rsplit(".", 1), given or {})
+        owner, _, parameter = key.rpartition("/")[2].rpartition(".")
+        value = registry.implied(owner.rpartition(".")[2], parameter, given or {})
         if value is None:
             raise UserError(f"the config gives no {key}: bind it in a gin file") from error
         return value

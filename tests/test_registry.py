@@ -194,7 +194,6 @@ def numbers(folder: Path) -> dict[str, object]:
         tiny.LM, compiling.stand_in_task(), {"targets": 32}, 8, tl.AdamW(constant(1e-3))
     )
     planned, state = compiling.set_up_state(run, jax.devices())
-    loss = {kind: value for kind, value in held_out.evaluate(params).items()}
     shapes = [str(leaf) for leaf in jax.tree.leaves(state)]
     return {
         "config": loaded.config,

@@ -60,7 +60,7 @@ class Tokenizer:
         from t5x_lite.data.sentencepiece_training import train_sentencepiece
 
         texts = list(self.sample(records, sizes))
-        given = dict(model_type=self.model_type, extra_ids=self.extra_ids,
+        given: Any = dict(model_type=self.model_type, extra_ids=self.extra_ids,
                      max_bytes=self.sample_bytes)  # fmt: skip
         try:
             train_sentencepiece(texts, path, self.size, **given)
