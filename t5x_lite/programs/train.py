@@ -205,8 +205,9 @@ def train(
             state = fresh_state(training, setup.model, seed, spike_guard)
             if initial_checkpoint is not None:
                 found = restore_params(
-                    initial_checkpoint, abstract.params, initial_params, model=model, start=True
-                )
+                    initial_checkpoint, abstract.params, initial_params, model=model, start=True,
+                    vocabulary=task.vocabulary,
+                )  # fmt: skip
                 state = started_from(state, found, training, setup.model, seed)
                 say(f"starting from {initial_checkpoint}: {len(jax.tree.leaves(found))} parameters")
             elif model.adapters:
