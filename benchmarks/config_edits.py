@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import random
+import resource
 import shutil
 import sys
 import warnings
@@ -311,7 +312,7 @@ def values(name: str, default) -> list:
     if isinstance(default, bool):
         return [not default, default]
     if isinstance(default, int):
-        return [default + 1, 2]
+        return [default + 1 if default < 512 else 96, 2]
     if isinstance(default, float):
         return [default / 2 + 0.1]
     return ["eager" if isinstance(default, str) else 3]
@@ -360,4 +361,6 @@ if __name__ == "__main__":
     hf.logging.set_verbosity(50)
     hf.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
+    # An edit may ask for a table of any size.
+    resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
     main(Path(sys.argv[1]).resolve(), sys.argv[2:])
