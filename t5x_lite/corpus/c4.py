@@ -4,6 +4,7 @@ import dataclasses
 import heapq
 import re
 
+from t5x_lite.corpus.code_languages import is_code
 from t5x_lite.corpus.steps import Document, Filter, Step, count, rule
 from t5x_lite.corpus.text import count_sentences
 from t5x_lite.lines import split_lines
@@ -78,12 +79,14 @@ class C4(Step):
         return None
 
     def __call__(self, document: Document) -> str | None:
+        if is_code(document):
+            return None
         name = type(self).__name__
         text, broken, removed = self.clean(document["text"])
         if broken:
             return f"{name}/{broken}"
-        for reason, lines in removed.items():
-            count(document, f"lines removed: {name}/{reason}", lines)
+        for reason, number in removed.items():
+            count(document, f"lines removed: {name}/{reason}", number)
         document["text"] = text
         return None
 

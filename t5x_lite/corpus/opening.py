@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from t5x_lite.corpus.encodings import decoded as decoded
+from t5x_lite.corpus.encodings import in_two_bytes
+
 MB = 1 << 20
 _TORN = (EOFError, zlib.error, lzma.LZMAError, ValueError)
 
@@ -154,25 +157,7 @@ def _unpacked(file: BinaryIO, name: str) -> Any:
 
 def is_binary(head: bytes) -> bool:
     """Whether the first bytes of a file are no text in any common encoding."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return False  # UTF-16 with its mark
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or in_two_bytes(head) is not None:
+        return False  # UTF-16 or UTF-32
     control = sum(b < 32 and b not in b"\t\n\r\f\x1b" for b in head)
     return b"\0" in head or control > 0.05 * len(head)
-
-
-def decoded(data: bytes, declared: str | None = None) -> str:
-    """Text of unknown encoding: its mark, UTF-8, what was declared, then the likeliest."""
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"),
-                           (b"\xfe\xff", "utf-16")):  # fmt: skip
-        if data.startswith(mark):
-            return data.decode(encoding, errors="replace")
-    for encoding in ("utf-8", declared):
-        try:
-            if encoding:
-                return data.decode(encoding)
-        except (UnicodeError, LookupError):
-            continue
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(data[: MB // 16]).best()
-    return data.decode(best.encoding if best else "utf-8", errors="replace")

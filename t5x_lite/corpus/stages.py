@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from t5x_lite.corpus import dataset
+from t5x_lite.corpus.code_languages import is_code
 from t5x_lite.corpus.duplicates import without_spans
 from t5x_lite.corpus.exchange import send
 from t5x_lite.corpus.mixing import number_of_copies
@@ -63,7 +64,7 @@ def clean_unit(
                 kept["groups"].append(document[corpus.mix.by] if corpus.mix else "")
                 kept["buckets"].append(bucket)
                 if corpus.compares_documents:
-                    keys.append(corpus.duplicates.keys(text))
+                    keys.append(corpus.duplicates.keys(text, is_code(document)))
     for kind, number in problems.counts.items():
         tally.add("not read", kind, number)
     writer.close()
