@@ -81,7 +81,7 @@ def _word() -> re.Pattern:
 
 
 def words(text: str) -> list[str]:
-    """Words and single punctuation marks, in order. Raises UserError if ICU is needed, not found."""
+    """Words and single punctuation marks, in order. Raises UserError if ICU isn't installed."""
     if text.isascii():
         return _ASCII_WORD.findall(text)
     found = _word().findall(text)
