@@ -73,7 +73,7 @@ def _in_step(data: bytes, codec: str, usual: Counter[str]) -> str:
         nonlocal budget
         budget -= 1
         if budget < 0 or not isinstance(error, UnicodeDecodeError):
-            return codecs.replace_errors(error)
+            return "\ufffd", getattr(error, "end", len(data))
         start = error.start
 
         def how_usual(skipped: int) -> float:

@@ -45,7 +45,7 @@ def fresh():
 def test_recipes(fresh, name, tmp_path):
     pytest.importorskip("py3langid")
     pytest.importorskip("ftfy")
-    config.parse([f"corpus/{name}.gin"], [f"INPUT='{tmp_path}'", f"OUTPUT='{tmp_path}'"], (),
+    config.parse([f"corpus/{name}.gin"], [f"INPUT='{tmp_path}'", f"OUTPUT='{tmp_path}.tfds'"], (),
                  "Corpus")  # fmt: skip
     corpus = config.call("Corpus")
     assert corpus.steps and corpus.duplicates is not None

@@ -106,6 +106,7 @@ HARMLESS = [
 
 @pytest.mark.parametrize("kind", PERSONAL)
 def test_personal_data_is_found_replaced_and_masked(kind):
+    pytest.importorskip("phonenumbers", reason="needs the extra `corpus`")
     for value in PERSONAL[kind]:
         changed, found = Pii().replace(f"It is {value} there.")
         assert found == [(kind, value)], value
@@ -117,11 +118,13 @@ def test_personal_data_is_found_replaced_and_masked(kind):
 
 @pytest.mark.parametrize("kind, around, value", MORE_PERSONAL)
 def test_personal_data_beside_words_codes_and_in_national_formats(kind, around, value):
+    pytest.importorskip("phonenumbers", reason="needs the extra `corpus`")
     assert Pii().replace(around.format(value))[1] == [(kind, value)]
 
 
 @pytest.mark.parametrize("value", HARMLESS)
 def test_what_only_looks_like_personal_data_stays(value):
+    pytest.importorskip("phonenumbers", reason="needs the extra `corpus`")
     assert Pii().replace(f"It is {value} there.") == (f"It is {value} there.", [])
 
 
@@ -135,6 +138,7 @@ def test_checksums():
 
 
 def test_documents_with_much_personal_data_may_be_dropped():
+    pytest.importorskip("phonenumbers", reason="needs the extra `corpus`")
     two = document("a@b.org c@d.org")
     assert Pii(max_found=1)(two) == "Pii/too_much"
     assert Pii(max_found=2)(two) is None
