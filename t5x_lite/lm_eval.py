@@ -8,6 +8,7 @@ points by which an installed package could add one to `lm_eval` itself. In Pytho
 `import t5x_lite.lm_eval` does the same. Written for lm-eval 0.4.13.
 """
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ except ImportError as error:
         sys.exit(f"error: {missing}")
     raise UserError(missing) from None
 
+log = logging.getLogger(__name__)
+_DEFAULT_DEVICE = "cuda:0"  # what the harness passes if nobody has chosen one
+
 
 @register_model("t5x_lite")
 class T5XLite(TemplateLM):
@@ -51,8 +55,11 @@ class T5XLite(TemplateLM):
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise UserError(f"batch_size={batch_size}: expected a number, 1 or more.")
-        if device is not None and device not in ("cpu", "cuda", "gpu", "tpu"):
-            raise UserError(f"device={device}: JAX_PLATFORMS in the environment chooses it here.")
+        if device not in (None, _DEFAULT_DEVICE):
+            log.warning(
+                "device=%s isn't used: JAX takes the accelerator that it finds, or what "
+                "JAX_PLATFORMS in the environment names (cpu, cuda, tpu).", device,
+            )  # fmt: skip
         self._judge: Judge = open_judge(
             str(path), str(checkpoint), int(batch_size), max_length, dtype
         )
@@ -77,11 +84,20 @@ class T5XLite(TemplateLM):
         return self._path.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        return "ChatTemplate" if chat_template else None
+        """What the harness keeps with its results."""
+        if not chat_template:
+            return None
+        template, vocabulary = self._judge.template, self._judge.vocabulary
+        jinja = template.jinja_for(vocabulary) if self._judge.reading.marks else None
+        return jinja.text if jinja else repr(template)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
+        """Without ``add_generation_prompt`` the last message is gone on with, as `hf` does."""
+        if add_generation_prompt == (chat_history[-1]["role"] == "assistant"):
+            wanted = "the user's" if add_generation_prompt else "an assistant's, to be gone on with"
+            raise UserError(f"the last message is the {chat_history[-1]['role']}'s, not {wanted}.")
         return self._judge.chat(chat_history)
 
     def tok_encode(

@@ -5,12 +5,14 @@ then users and assistants in turns. An exchange is a user's message and the answ
 """
 
 import dataclasses
+import datetime
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from t5x_lite.data.chat_jinja import CUT, END, MARK, MARKED, JinjaTemplate, clean
 from t5x_lite.errors import UserError, did_you_mean
 
 Message = dict[str, str]
@@ -122,34 +124,48 @@ class Piece(NamedTuple):
 class ChatTemplate:
     """How messages become text: one that has a `name`, and what is changed of it.
 
-    name: "chatml", "llama2", "llama3", "gemma" or "plain" (User: ... Assistant: ..., for a
-      vocabulary without marks of its own).
+    name: "tokenizer": the chat_template in the tokenizer's own files; "chatml", "llama2", "llama3",
+      "gemma"; "plain" (User: ... Assistant: ..., for a vocabulary without marks of its own); or
+      "auto": the tokenizer's own if it has one, else "chatml".
     start: before all else. system, user: with "{content}" where the message goes.
     assistant: with "{content}" and, behind it, "{stop}". What is learnt goes from the content to
       the stop.
     stop: the text that ends an answer; "" is the vocabulary's EOS.
     system_in_user: whether a system message is put in front of the first user's content.
+    file: of a Jinja template as transformers has them, in the place of a name; `jinja`: its text.
+    date: what such a template's `strftime_now` tells, as YYYY-MM-DD; None: today.
     """
 
-    name: str = "chatml"
+    name: str = "auto"
     start: str | None = None
     system: str | None = None
     user: str | None = None
     assistant: str | None = None
     stop: str | None = None
     system_in_user: bool | None = None
+    file: str | None = None
+    jinja: str | None = None
+    date: str | None = None
 
     def __post_init__(self):
-        if self.name not in TEMPLATES:
+        names = ("auto", "tokenizer", *TEMPLATES)
+        if self.name not in names:
             raise UserError(
-                f"ChatTemplate.name is {self.name!r}, expected one of {', '.join(TEMPLATES)}."
-                + did_you_mean(str(self.name), TEMPLATES)
+                f"ChatTemplate.name is {self.name!r}, expected one of {', '.join(names)}."
+                + did_you_mean(str(self.name), names)
             )
+        defaults = TEMPLATES["chatml" if self.name in names[:2] else self.name]
         for field, default in (
-            {"start": "", "stop": "", "system_in_user": False} | TEMPLATES[self.name]
+            {"start": "", "stop": "", "system_in_user": False} | defaults
         ).items():
             if getattr(self, field) is None:
                 object.__setattr__(self, field, default)
+            elif self.name == "auto" and getattr(self, field) != default:
+                object.__setattr__(self, "name", "chatml")  # changed, so chosen
+        if self.file is not None and self.jinja is None:
+            object.__setattr__(self, "jinja", _read(self.file))
+        if self.date is not None and not _is_date(self.date):
+            raise UserError(f"ChatTemplate.date is {self.date!r}, expected YYYY-MM-DD.")
         for field in ("system", "user", "assistant"):
             if getattr(self, field).count("{content}") != 1:
                 raise UserError(
@@ -160,30 +176,74 @@ class ChatTemplate:
                 f"ChatTemplate.assistant is {self.assistant!r}, expected {{stop}} at its end."
             )
 
+    def jinja_for(self, vocabulary: Any) -> JinjaTemplate | None:
+        """The Jinja template, with a vocabulary's marks; None: the pieces of this class are used.
+
+        Raises UserError if the tokenizer's own is wanted, and it has none.
+        """
+        text = self.jinja
+        if text is None and self.name in ("auto", "tokenizer"):
+            text = vocabulary.chat_template
+        if text is None and self.name == "tokenizer":
+            raise UserError(
+                "ChatTemplate.name is 'tokenizer', and the files of this vocabulary have no "
+                f"chat_template: give a ChatTemplate.file, or one of {', '.join(TEMPLATES)}."
+            )
+        return None if text is None else JinjaTemplate(text, vocabulary, self.date)
+
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The text of messages up to where the assistant's next answer begins.
+        """The text of messages up to where the assistant's next answer begins, by a named template.
 
         Of earlier answers, an EOS is left out. A model reads `prompt_ids`, in which what a user
         wrote can't be taken for the template's marks.
 
         Raises:
-          UserError: as `check_messages`; the last message isn't a user's.
+          UserError: as `check_messages`; the last message isn't a user's; the template is Jinja.
         """
+        if self.jinja is not None or self.name == "tokenizer":
+            raise UserError(
+                "a conversation as plain text (LastAnswer) needs a template without marks of its "
+                f"own: set ChatTemplate.name to one of {', '.join(TEMPLATES)}."
+            )
         return "".join(p.text for p in self._prompt(messages) if p.text is not None)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], vocabulary: Any) -> np.ndarray:
-        """int32 [tokens]: as in training. Arguments and errors as of `prompt`."""
+        """int32 [tokens]: as in training, without a start token. Errors as of `prompt`."""
+        if jinja := self.jinja_for(vocabulary):
+            return jinja.ids(jinja.prompt(_asked(messages)))
         return self._encode(self._prompt(messages), vocabulary)[0]
+
+    def marked(self, messages: Sequence[Mapping[str, Any]], vocabulary: Any) -> str:
+        """`prompt_ids` as text, for what takes text alone: `encode_marked` gives the same ids, with
+        more text behind it, too. If the last message is the assistant's, it is to be gone on with.
+        """
+        unfinished = check_messages(messages)[-1]["role"] == "assistant"
+        if jinja := self.jinja_for(vocabulary):
+            given = check_messages(messages)
+            return jinja.unfinished(given) if unfinished else jinja.prompt(given)
+        pieces = self._unfinished(messages) if unfinished else self._prompt(messages)
+        return _marked(pieces, vocabulary) + CUT * (not unfinished)
+
+    def encode_marked(self, text: str, vocabulary: Any) -> np.ndarray:
+        """int32 [tokens] of what `marked` gave, and of what was put behind it."""
+        if jinja := self.jinja_for(vocabulary):
+            return jinja.ids(text)
+        return self._encode(_pieces_of(text), vocabulary)[0]
 
     def stop_ids(self, vocabulary: Any) -> tuple[int, ...]:
         """The tokens of which each ends an answer: of the stop, if it is one, and every EOS."""
-        ids = self._encode([Piece(self.stop or None, True, True, 1)], vocabulary)[0]
-        own = (int(ids[0]),) if len(ids) == 1 else ()
+        if jinja := self.jinja_for(vocabulary):
+            own = [i for t, i in vocabulary.special_tokens.items() if t == jinja.stop]
+        else:
+            ids = self._encode([Piece(self.stop or None, True, True, 1)], vocabulary)[0].tolist()
+            own = ids if len(ids) == 1 else []
         return tuple(dict.fromkeys((*own, *vocabulary.eos_ids)))
 
-    def answer(self, text: str) -> str:
+    def answer(self, text: str, vocabulary: Any = None) -> str:
         """What was said, of the text that a model made: up to the stop."""
-        return (text.partition(self.stop)[0] if self.stop else text).strip()
+        jinja = None if vocabulary is None else self.jinja_for(vocabulary)
+        stop = jinja.stop if jinja else self.stop
+        return (text.partition(stop)[0] if stop else text).strip()
 
     def encode(self, messages: Sequence[Message], vocabulary: Any) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of checked messages, and 2 * exchange + 1 where they are learnt, + 0 elsewhere.
@@ -191,13 +251,19 @@ class ChatTemplate:
         Both int32 [tokens]. A text is tokenized with what is before it, up to a special token; a
         message that spells one of these, letter by letter, if the vocabulary can.
         """
+        if jinja := self.jinja_for(vocabulary):
+            return jinja.encode(messages)
         return self._encode(self.pieces(messages), vocabulary)
 
+    def _unfinished(self, messages: Sequence[Mapping[str, Any]]) -> list[Piece]:
+        """The pieces of messages whose last one is an answer to be gone on with."""
+        *before, last = check_messages(messages)
+        pieces = self._prompt(before)
+        opening = str(self.assistant).partition("{content}")[0][len(self._opening) :]
+        return [*pieces, Piece(opening + last["content"], False, True, pieces[-1].exchange)]
+
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[Piece]:
-        checked = check_messages(messages)
-        if checked[-1]["role"] != "user":
-            raise UserError(f"the last message is of the {checked[-1]['role']}, expected the user")
-        pieces = self.pieces(checked)
+        pieces = self.pieces(_asked(messages))
         opening = Piece(self._opening, True, False, pieces[-1].exchange)
         return [*pieces, opening] if self._opening else pieces
 
@@ -229,7 +295,10 @@ class ChatTemplate:
                 found.append(Piece(text, False, True, exchange))
                 found.append(Piece(self.stop or None, True, True, exchange))
                 found.append(Piece(rest, True, False, exchange))
-        return [piece for piece in found if piece.text != ""]
+        return [
+            piece._replace(text=piece.text and clean(piece.text))
+            for piece in found if piece.text != ""
+        ]  # fmt: skip
 
     def _encode(self, pieces: Sequence[Piece], vocabulary: Any) -> tuple[np.ndarray, np.ndarray]:
         ids: list[int] = []
@@ -263,8 +332,57 @@ class ChatTemplate:
                     pending += part
                     continue
                 end_text()
-                ids.append(special)
-                labels.append(label)
+                if special != vocabulary.pad_id:  # the start token: a decoder's text has it anyway
+                    ids.append(special)
+                    labels.append(label)
                 context, known = "", []
         end_text()
         return np.array(ids, np.int32), np.array(labels, np.int32)
+
+
+def _asked(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    checked = check_messages(messages)
+    if checked[-1]["role"] != "user":
+        raise UserError(f"the last message is of the {checked[-1]['role']}, expected the user")
+    return checked
+
+
+def _marked(pieces: Sequence[Piece], vocabulary: Any) -> str:
+    """Pieces as marked text (see chat_jinja.py): special tokens between MARK and END, EOS as an
+    empty one, and CUT where a text ends that was tokenized apart."""
+    made, label = "", 0
+    for piece in pieces:
+        if (now := 2 * piece.exchange + piece.learnt) != label:
+            made, label = made + CUT, now
+        for part in _SPECIAL.split(piece.text or "") if piece.markup else [piece.text]:
+            special = piece.markup and part and vocabulary.special_id(part) is not None
+            made += f"{MARK}{part}{END}" if special or piece.text is None else part
+    return made
+
+
+def _pieces_of(text: str) -> list[Piece]:
+    """The reverse of `_marked`, as far as `_encode` is concerned."""
+    pieces = []
+    for number, part in enumerate(text.split(CUT)):
+        for place, inner in enumerate(MARKED.split(part)):
+            if place % 2:
+                pieces.append(Piece(inner or None, True, False, number))
+            elif inner:
+                pieces.append(Piece(inner, False, False, number))
+    return pieces
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read ChatTemplate.file {path}: {error}.") from None
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.date.fromisoformat(text)
+    except (TypeError, ValueError):
+        return False
+    return True

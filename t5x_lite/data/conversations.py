@@ -16,9 +16,15 @@ class _Conversations(JsonLines):
         super().__init__(files, None, held_out, validation_files, max_bad_records, 10_000_000)
 
     def parse(self, file: int, row: bytes) -> Record:
-        record: Any = super().parse(file, row)
-        rest = {k: v for k, v in record.items() if k != "conversations"}
-        return rest | {"messages": messages_of(record)}
+        return _with_messages(super().parse(file, row))
+
+    def check(self, file: int, row: bytes) -> Record:
+        return _with_messages(super().check(file, row))
+
+
+def _with_messages(record: Any) -> Record:
+    rest = {k: v for k, v in record.items() if k != "conversations"}
+    return rest | {"messages": messages_of(record)}
 
 
 @when_used

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from t5x_lite.data.chat_jinja import END, MARK
 from t5x_lite.data.tokenizer_settings import TokenizerSettings, read_settings
 from t5x_lite.data.vocabulary import REPLACEMENT, Vocabulary, _begins_word, _read
 from t5x_lite.errors import UserError, did_you_mean
@@ -154,6 +155,47 @@ class HuggingFaceVocabulary(Vocabulary):
     def _special_ids(self) -> dict[str, int]:
         held = self._model.special
         return {t: i for i, t in enumerate(self._model.tokens) if t is not None and t in held}
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        return self._special_ids
+
+    @functools.cached_property
+    def named_tokens(self) -> dict[str, str]:
+        eos = self._model.tokens[self.eos_id]
+        return {**self.settings.tokens, "eos_token": self.eos or eos}
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.settings.chat_template
+
+    def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of marked text (see `chat_jinja`), both int32 [tokens], and where each begins.
+
+        All in one go, as transformers tokenizes a rendered chat template, so that what is around a
+        special token is read as there.
+        """
+        tokenizer, ours = self._marking
+        found = tokenizer.encode(text.encode(errors="replace").decode(), add_special_tokens=False)
+        starts = np.array([start for start, _ in found.offsets], np.int32)
+        return ours[np.array(found.ids, np.int32)], starts
+
+    @functools.cached_property
+    def _marking(self) -> tuple[Any, np.ndarray]:
+        """A tokenizer whose special tokens are spelt between marks, and our ids by its own."""
+        spec = json.loads(self._model.data)
+        for token in spec.get("added_tokens", ()):
+            if token["special"]:
+                token["content"] = f"{MARK}{token['content']}{END}"
+        spec["post_processor"] = None  # it may name them, and would trim offsets
+        tokenizer, _ = _tokenizer(json.dumps(spec).encode(), self.path)
+        tokenizer.encode_special_tokens = False
+        known = tokenizer.get_vocab(with_added_tokens=True)
+        ours = np.zeros(max(known.values()) + 1, np.int32)
+        for token, i in known.items():
+            name = token.removeprefix(MARK).removesuffix(END)
+            ours[i] = self._ours(self._model.tokenizer.token_to_id(name))
+        return tokenizer, ours
 
     @property
     def num_sentinels(self) -> int:

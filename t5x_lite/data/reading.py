@@ -80,7 +80,7 @@ class Reading:
     def chat(self, messages: Sequence[Mapping[str, Any]], vocabulary: Any) -> np.ndarray:
         """int32 [tokens]: a conversation up to where the next answer begins; for `inputs`.
 
-        Without a template of its own, that of `ChatTemplate`. Raises UserError as its `prompt`.
+        Without a template of its own, the tokenizer's or chatml's. Raises UserError as `prompt`.
         """
         template = self.template or ChatTemplate()
         if self.marks:

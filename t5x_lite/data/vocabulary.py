@@ -10,12 +10,13 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from t5x_lite.data.tokenizer_settings import read_settings
 from t5x_lite.errors import UserError, did_you_mean
 
 REPLACEMENT = "\ufffd"
@@ -57,6 +58,21 @@ class Vocabulary(abc.ABC):
     def special_id(self, token: str) -> int | None:
         """The id of a special token, which no text encodes to, such as "[MASK]"; None if it has
         none of this name."""
+        return None
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """{text: id} of the special tokens that a chat template may name."""
+        return {}
+
+    @property
+    def named_tokens(self) -> Mapping[str, str]:
+        """What a chat template knows some of them as: {"eos_token": text, ...}."""
+        return {}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template in the files beside this vocabulary's; None: there is none."""
         return None
 
     @abc.abstractmethod
@@ -160,6 +176,19 @@ class SentencePieceVocabulary(Vocabulary):
     def num_sentinels(self) -> int:
         return self._model.sentinels
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        return {self._model.pieces[i]: i for i in (self.pad_id, self.eos_id)}
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        pad, eos = self._model.pieces[: self.unk_id]
+        return {"bos_token": pad, "eos_token": eos, "pad_token": pad}
+
+    @functools.cached_property
+    def chat_template(self) -> str | None:
+        return read_settings(Path(self.path).expanduser().parent).chat_template
+
     def encode(self, text: str) -> np.ndarray:
         return self._model.processor.encode(without_surrogates(text), return_type="numpy")
 
@@ -220,6 +249,9 @@ class ByteVocabulary(Vocabulary):
     """
 
     extra_ids: int = 125
+
+    special_tokens: ClassVar = {"<pad>": 0, "</s>": 1}
+    named_tokens: ClassVar = {"bos_token": "<pad>", "eos_token": "</s>", "pad_token": "<pad>"}
 
     @property
     def size(self) -> int:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.data.chat import ChatTemplate
+from t5x_lite.data.chat_jinja import CUT, MARK
 from t5x_lite.data.reading import Reading, default_reading
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import UserError
@@ -66,11 +67,18 @@ class Judge:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids; with ``special``, as the exported tokenizer adds them: the start token before
         what a causal model reads, EOS behind the inputs of others."""
-        ids = self.vocabulary.encode(text)
+        ids = self._ids(text)
         if not special:
             return ids.tolist()
         ids = self.reading.inputs(ids, self.vocabulary.eos_id).tolist()
         return ids if self.separate else [START_ID, *ids]
+
+    def _ids(self, text: str) -> np.ndarray:
+        if self.reading.marks and (
+            MARK in text or CUT in text
+        ):  # of `chat`, perhaps more behind it
+            return self.template.encode_marked(text, self.vocabulary)
+        return self.vocabulary.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text, without sentinels: they are no text, and `hf` leaves special tokens out."""
@@ -193,9 +201,25 @@ class Judge:
                 found[i] = text
         return [found[i] for i in range(len(ids))]
 
+    @property
+    def template(self) -> ChatTemplate:
+        """That of the weights, or else `ChatTemplate`'s default: the tokenizer's own, or chatml."""
+        return self.reading.template or ChatTemplate()
+
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
-        """Messages as a prompt, by the weights' template or `ChatTemplate`'s default."""
-        return (self.reading.template or ChatTemplate()).prompt(messages)
+        """Messages as a prompt; if the last is the assistant's, it is to be gone on with.
+
+        The template's marks stand between characters that no other text has, so that `encode` makes
+        of them what training had, and of a mark that a user has spelt, letters.
+        """
+        if self.reading.marks:
+            return self.template.marked(messages, self.vocabulary)
+        last = messages[-1] if messages else {}
+        if last.get("role") == "assistant":  # LastAnswer: what is gone on with is an answer
+            raise UserError(
+                "this model answers whole conversations; it can't go on with an answer."
+            )
+        return self.template.prompt(messages)
 
 
 def _chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:

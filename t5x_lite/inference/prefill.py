@@ -56,8 +56,8 @@ def is_any_of(tokens: jax.Array, ids: tuple[int, ...]) -> jax.Array:
 
 def eos_ids_of(eos_id: int | Sequence[int]) -> tuple[int, ...]:
     """One EOS id or several as a tuple; UserError if there is none."""
-    one = isinstance(eos_id, int | np.integer)
-    found = tuple(dict.fromkeys(int(i) for i in ((eos_id,) if one else eos_id)))
+    several = [eos_id] if isinstance(eos_id, int | np.integer) else eos_id
+    found = tuple(dict.fromkeys(int(i) for i in several))
     if not found:
         raise UserError("eos_id is an empty list: give at least one id; -1 is what no token is.")
     return found

@@ -52,8 +52,8 @@ def write(vocabulary: Vocabulary, folder: Path, config: TransformerConfig) -> di
     generation: dict[str, Any] = {"pad_token_id": 0} | special
     generation |= {"eos_token_id": ends if len(ends) > 1 else ends[0]}
     if isinstance(vocabulary, HuggingFaceVocabulary) and is_published(vocabulary):
-        special |= _named_ids(vocabulary, row) | vocabulary.settings.model
-        generation |= _named_ids(vocabulary, row) | vocabulary.settings.generation
+        special |= {**_named_ids(vocabulary, row), **vocabulary.settings.model}
+        generation |= {**_named_ids(vocabulary, row), **vocabulary.settings.generation}
         if vocabulary.eos:  # chosen instead of what the files say
             special["eos_token_id"] = ends[0]
             generation["eos_token_id"] = ends if len(ends) > 1 else ends[0]

@@ -203,7 +203,7 @@ def _complete(
     for i, record in enumerate(records):
         texts = [vocabulary.decode(row) for row in tokens[i]]
         if template:
-            texts = [template.answer(text) for text in texts]
+            texts = [template.answer(text, vocabulary) for text in texts]
         result = record | {"prediction": texts[0], "score": float(scores[i, 0])}
         if len(texts) > 1:
             rest = zip(texts, scores[i], strict=True)

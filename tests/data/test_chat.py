@@ -174,7 +174,7 @@ def test_other_forms_of_messages_and_files_that_are_not_there():
     assert messages_of({"conversations": shared}) == [TALK[1] | {"content": "Hi"}, TALK[2]]
     parts = [{"type": "text", "text": "B"}, {"type": "text", "text": "ye"}]
     assert check_messages([{"role": "user", "content": parts}]) == TALK[3:4]
-    with pytest.raises(UserError, match="expected one of chatml"):
+    with pytest.raises(UserError, match="expected one of auto, tokenizer, chatml"):
         ChatTemplate("chatlm")
     with pytest.raises(UserError, match="the last message is of the assistant"):
         ChatTemplate().prompt(TALK)
