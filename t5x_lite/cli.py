@@ -1,8 +1,9 @@
 """The command `t5x_lite VERB [flags]`: what is run, and what happens to mistakes.
 
 Nothing heavy is imported here: --help answers at once, and a verb's program is imported only when
-it is about to run. Exit status: 0 done, 1 failed, 2 a mistake in the command, the config or the
-data (one line on stderr; --debug shows where it was found), 130 interrupted.
+it is about to run. Exit status (exit_status.py): 0 done, 1 failed, 2 what the same command would
+come to again (one line on stderr; --debug shows where it was found), 130 interrupted, 143 of
+training that was asked to stop, and has saved.
 """
 
 import argparse
@@ -15,10 +16,12 @@ import traceback
 from collections.abc import Callable, Sequence
 
 import t5x_lite
+from t5x_lite import exit_status, parent
 from t5x_lite.background import BACKGROUND
-from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.errors import NotFinite, SaveError, Unreadable, UserError, did_you_mean
 from t5x_lite.verbs import DEBUG, GIN_FLAGS, VERBS
 
+ONE_LINE = (SaveError, Unreadable)  # what they say is enough
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -26,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)  # a log shows each line when it is printed
+    if argv is None:
+        parent.follow()
     arguments = list(sys.argv[1:] if argv is None else argv)
     status = status_of(lambda: _run(arguments), debug="--debug" in arguments)
     if status and argv is None:
@@ -49,22 +54,36 @@ def status_of(command: Callable[[], int | None], debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
         print(f"error: {_first_line(error)}", file=sys.stderr)
-        return 2
+        return exit_status.MISTAKE
+    except NotFinite as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_first_line(error)}", file=sys.stderr)
+        return exit_status.MISTAKE  # the same batches, the same numbers
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return exit_status.INTERRUPTED
     except BrokenPipeError:  # `t5x_lite infer ... | head`; python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno not in FULL_DISK and type(error).__name__ != "SaveError":
+        if debug or not (isinstance(error, ONE_LINE) or _number(error) in FULL_DISK):
             traceback.print_exc()
         print(f"error: {_first_line(error)}", file=sys.stderr)
-        return 1
+        return exit_status.FAILED
     except Exception as error:
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {_first_line(error)}", file=sys.stderr)
-        return 1
+        return exit_status.FAILED
+
+
+def _number(error: BaseException | None) -> int | None:
+    """The system's number of an error; gin raises a copy of it that has lost its own."""
+    while error is not None:
+        if number := getattr(error, "errno", None):
+            return number
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _first_line(error: Exception) -> str:
@@ -139,6 +158,7 @@ def _run(argv: list[str]) -> int:
         if not args.gin_file and not args.gin_bindings:
             shipped = gin_files.shipped_gin_configs()
             raise UserError(f"{args.verb} needs --gin_file=FILE (shipped ones are in {shipped})")
+        config.register_all()
         config.parse(
             args.gin_file,
             args.gin_bindings,

@@ -12,6 +12,21 @@ class UserError(ValueError):
     """
 
 
+class Unreadable(OSError):
+    """What is there can't be read now: no evidence that it is damaged. One line, status 1."""
+
+    def __str__(self) -> str:
+        return str(self.args[1] if len(self.args) > 1 else self.args[0])
+
+
+class SaveError(OSError):
+    """The newest state could not be saved; older checkpoints are untouched."""
+
+
+class NotFinite(FloatingPointError):
+    """Loss, gradient or state aren't finite. The same command would come to the same: status 2."""
+
+
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:
     """Returns " Did you mean 'a' or 'b'?" for the nearest candidates, or "" if none is near."""
     near = difflib.get_close_matches(name, list(candidates), n=limit, cutoff=0.6)

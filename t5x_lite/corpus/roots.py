@@ -10,7 +10,8 @@ import unicodedata
 from collections import Counter
 from typing import NamedTuple
 
-from t5x_lite.corpus.code_languages import is_code
+import gin
+
 from t5x_lite.corpus.steps import Document, Step, rule
 from t5x_lite.corpus.text import words
 
@@ -68,6 +69,7 @@ STOP_WORDS = {
 }
 
 
+@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Roots(Step):
     """ROOTS' rules for the document's language, set by a `Language` step before it.
@@ -90,8 +92,6 @@ class Roots(Step):
     rows: dict | None = None
 
     def __call__(self, document: Document) -> str | None:
-        if is_code(document):
-            return None
         language = document.get("language") or "default"
         if self.remove_odd_words and language in LONGEST_WORD:
             document["text"] = without_odd_words(document["text"], LONGEST_WORD[language])

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import gin
+
 from t5x_lite.data.vocabulary import (
     SentencePieceVocabulary,
     Vocabulary,
@@ -16,6 +18,7 @@ from t5x_lite.data.vocabulary import (
 from t5x_lite.errors import UserError
 
 
+@gin.configurable(module="t5x_lite")
 def train_sentencepiece(
     texts: Iterable[str],
     model_path: str | os.PathLike[str],

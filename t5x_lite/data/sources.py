@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import gin
 import numpy as np
 
 from t5x_lite.data.hub_source import HuggingFace
@@ -56,6 +57,7 @@ __all__ = [
 ]
 
 
+@gin.configurable(module="t5x_lite")
 class PythonLibrary(HashSplit):
     """The .py files of Python's standard library: a corpus that every machine has.
 
@@ -119,6 +121,7 @@ def decode_python(data: bytes) -> str:
         return data.decode("latin-1")
 
 
+@gin.configurable(module="t5x_lite")
 class InMemory(HashSplit):
     """Records from a list of dicts, or of strings, which become `{"text": string}`.
 
@@ -143,6 +146,7 @@ class InMemory(HashSplit):
         return self._records[index]
 
 
+@gin.configurable(module="t5x_lite")
 class FromFunction(Source):
     """Records that a Python function makes.
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
+import gin
 import numpy as np
 
 from t5x_lite.data.objectives import Objective, finish_example
@@ -21,6 +22,7 @@ __all__ = ["Fields", "Mixture", "Preprocessor", "Task"]
 Preprocessor = Callable[[Record], Record | None]
 
 
+@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """What a model learns from: text, and what is made of it.
@@ -162,6 +164,7 @@ class Task:
         return self.vocabulary.encode(record[key])
 
 
+@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
     """Tasks, or mixtures, in proportion.

@@ -9,6 +9,7 @@ import numpy as np
 
 from t5x_lite.training.losses import target_side
 
+AHEAD = 4  # batches that are started before the result of an earlier one is waited for
 Features = dict[str, np.ndarray]
 
 
@@ -19,8 +20,13 @@ def evaluate(
 ) -> dict[str, float]:
     """Runs ``eval_step`` over global batches and returns what `summarize` makes of the sums."""
     totals: dict[str, float] = {}
-    # Sums stay on the device until the end: the host only waits once.
-    sums = [eval_step(params, batch) for batch in batches]
+    # Sums stay on the device until the end. The host runs ahead of it by some batches only: who
+    # looks whether to stop, between them, must not find all of them started.
+    sums: list[dict[str, jax.Array]] = []
+    for batch in batches:
+        sums.append(eval_step(params, batch))
+        if len(sums) > AHEAD:
+            jax.block_until_ready(sums[-1 - AHEAD])
     for batch_sums in jax.device_get(sums):
         for name, value in batch_sums.items():
             totals[name] = totals.get(name, 0.0) + float(value)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,10 +53,12 @@ class Checkpoint:
         found = self.description.get("run", {}).get("model")
         if not isinstance(found, dict):
             raise UserError(f"{self.path} doesn't say what model it is of: give --config.")
-        known = {field.name for field in dataclasses.fields(TransformerConfig)}
-        if unknown := sorted(found.keys() - known):
+        known = {field.name: field.default for field in dataclasses.fields(TransformerConfig)}
+        if unknown := sorted(found.keys() - known.keys()):
             raise UserError(f"{self.path} is of a model with {unknown[0]!r}, unknown here.")
-        return TransformerConfig(**found)
+        # All of them: in the place of what is absent, gin would put what the run at work has.
+        given = {n: v for n, v in known.items() if v is not dataclasses.MISSING}
+        return TransformerConfig(**given | found)
 
     @property
     def dtype(self) -> np.dtype:
@@ -259,9 +262,11 @@ def configured(text: str, parameter: str, folder: epath.Path | None = None) -> A
         (Path(temporary) / "run.json").touch()  # somebody else's, perhaps: it may import nothing
         if folder is not None and "://" not in str(folder):
             run_vocabulary.refer(folder, temporary)
+        config.register_all()
         config.parse([str(file)], root=_TASK)
-        for key in config.bound(parameter):  # all tasks of a mixture have the same
-            return config.evaluate(key)
+        for (scope, selector), values in list(gin.config._CONFIG.items()):
+            if parameter in values:  # all tasks of a mixture have the same
+                return config.evaluate("/".join(filter(None, [scope, f"{selector}.{parameter}"])))
     return None
 
 

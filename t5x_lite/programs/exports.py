@@ -6,14 +6,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO, Any
 
+from t5x_lite import evidence, parent
 from t5x_lite.data.reading import Reading
 from t5x_lite.errors import UserError
 from t5x_lite.interop import huggingface
 from t5x_lite.interop.origin import require_exportable
+from t5x_lite.lines import split_lines
 from t5x_lite.models import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.training.checkpoints import CheckpointConfig, Checkpoints
@@ -31,8 +34,9 @@ class ExportingCheckpoints(Checkpoints):
 
     `t5x_lite convert` does it, a process of its own on the CPU that reads the checkpoint when it is
     committed: the loop doesn't wait, and holds no copy. It writes under another name and renames.
-    At a run's end `close` waits for it; what an interrupted run leaves undone is done when the run
-    goes on, as long as the checkpoint is there. What can't be exported costs a warning.
+    A checkpoint stays until its export is made. At a run's end `finish_exports` waits for all; what
+    an interrupted run leaves undone is done when the run goes on. What can't be exported costs a
+    warning.
 
     Args:
       command: (checkpoint, folder, dtype) -> the command line that makes the one of the other.
@@ -50,7 +54,7 @@ class ExportingCheckpoints(Checkpoints):
         reading: Reading | None = None,
     ):
         super().__init__(model_dir, config)
-        self._command, self._ended = command, False
+        self._command = command
         self._exports, self._due = Path(os.fspath(self.folder)).parent / "exports", []
         self._child: tuple[int, subprocess.Popen, IO] | None = None
         if config.export_every is None:
@@ -70,7 +74,7 @@ class ExportingCheckpoints(Checkpoints):
 
     def _wanted(self, step: int) -> bool:
         every = self.config.export_every
-        return every is not None and step % every == 0 and not self._to(step).exists()
+        return every is not None and step % every == 0 and not evidence.exists(self._to(step))
 
     def _to(self, step: int) -> Path:
         return self._exports / str(step)
@@ -81,17 +85,36 @@ class ExportingCheckpoints(Checkpoints):
         return super().should_save(step, last) or (every is not None and step % every == 0)
 
     def save(self, step: int, state: Any, **options: Any) -> bool:
+        if self.config.export_every is not None:
+            self._needed = distributed.from_main(self._undone())
         saved = super().save(step, state, **options)
-        # A run that is interrupted saves without an evaluation.
-        self._ended = options.get("metrics") is not None
         if saved and distributed.is_main_process() and self._wanted(step):
             self._due.append(step)
         return saved
 
+    def needed(self) -> Collection[int]:
+        return self._needed
+
+    _needed: Collection[int] = ()
+
+    def _undone(self) -> list[int]:
+        """The steps that are still to be exported, that which is at work included."""
+        return self._due + ([self._child[0]] if self._child else [])
+
+    def exports_due(self) -> bool:
+        """Whether exports of the checkpoints here are missing; a collective."""
+        return distributed.any_process(bool(self._undone()))
+
+    def finish_exports(self, look: Callable[[], None] = lambda: None) -> None:
+        """Waits until all exports are made; calls `look`, which may raise, in the meantime."""
+        self.wait()
+        while distributed.is_main_process() and self._undone():
+            look()
+            self._advance()
+            time.sleep(0.05)
+
     def close(self) -> None:
         super().close()
-        while self._ended and (self._due or self._child):
-            self._advance(wait=True)
         if self._child is not None:  # interrupted: it is done when the run goes on
             step, process, errors = self._child
             process.terminate()
@@ -100,18 +123,15 @@ class ExportingCheckpoints(Checkpoints):
             shutil.rmtree(self._exports / f".{step}.{process.pid}.tmp", ignore_errors=True)
             self._child = None
 
-    def __exit__(self, kind, *exception) -> None:
-        self._ended = self._ended and kind is None
-        super().__exit__(kind, *exception)
-
-    def _advance(self, wait: bool = False) -> None:
+    def _advance(self) -> None:
         """Begins with the next export that is due, if none is at work; says how the last ended."""
         if self._child is not None:
             step, process, errors = self._child
-            if process.wait() if wait else process.poll():
+            if process.poll():
                 errors.seek(0)
-                said = errors.read().decode(errors="replace").strip().split("\n")[-1][:300]
-                log.warning("Step %d wasn't exported: convert said %r.", step, said or "nothing")
+                told = errors.read().decode(errors="replace").strip()
+                last = split_lines(told)[-1] if told else "nothing"
+                log.warning("Step %d wasn't exported: convert said %r.", step, last[:300])
             if process.returncode is None:
                 return
             errors.close()
@@ -127,7 +147,7 @@ class ExportingCheckpoints(Checkpoints):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            env={**os.environ, **parent.environment(), "JAX_PLATFORMS": "cpu"},
         )
         self._child = (step, process, errors)
 

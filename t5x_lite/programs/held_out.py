@@ -1,6 +1,6 @@
 """Held-out data of a set-up, and what a model makes of it; for `train` and `eval`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,17 +30,15 @@ class HeldOut:
         *,
         split: str = "validation",
         text: TextEvaluation | None = None,
-        sts: StsEvaluation | None = None,
-        early_stopping: EarlyStopping | None = None,
     ):
         self._setup, self._count, self._split = setup, batch_count, split
+        self.look: Callable[[], None] = lambda: None  # called before each batch; it may raise
         self._text = text or TextEvaluation()
-        self._early_stopping = early_stopping or EarlyStopping()
-        self._sts, self._pooling = sts or StsEvaluation(), getattr(loss, "pooling", "mean")
+        self._early_stopping, self._sts = EarlyStopping(), StsEvaluation()
         if self._text.during_training:  # said now, not at the first evaluation
             check_installed(m for leaf, _ in setup.task.leaves for m in leaf.metrics)
         self._predictor = Predictor(
-            setup.model, setup.lengths, setup.batch_size, setup.rows, setup.place, self._text
+            setup.model, setup.lengths, setup.batch_size, setup.rows, self._place, self._text
         )
         self._byte_lengths = setup.task.vocabulary.byte_lengths
         self._step = jax.jit(make_eval_step(setup.model, self._byte_lengths, loss))
@@ -48,7 +46,7 @@ class HeldOut:
     def batches(self, part: Task | Mixture | None = None) -> Iterator[Features]:
         """This process's rows of each batch; of the whole task or of one in its mixture."""
         setup = self._setup
-        return eval_batches(
+        found = eval_batches(
             part or setup.task,
             lengths=setup.lengths,
             batch_size=setup.batch_size,
@@ -57,6 +55,13 @@ class HeldOut:
             rows=setup.rows,
             max_batches=self._count,
         )
+        for batch in found:
+            self.look()
+            yield batch
+
+    def _place(self, features: Features) -> dict[str, jax.Array]:
+        self.look()
+        return self._setup.place(features)
 
     def evaluate(self, params: Any, *, each_task: bool = True) -> dict[str, float]:
         """Metrics of tokens, and with ``each_task`` TASK/METRIC of every task of a mixture.
@@ -70,7 +75,7 @@ class HeldOut:
                 found = self._evaluate(params, leaf)
                 metrics |= {f"{leaf.name}/{name}": value for name, value in found.items()}
         with jax.transfer_guard("allow"):
-            metrics |= self._sts.values(self._setup, params, self._pooling)
+            metrics |= self._sts.values(self._setup, params)
         if each_task and self._text.during_training:
             metrics |= self.judge_texts(params)[0]["values"]
         return metrics
@@ -90,6 +95,7 @@ class HeldOut:
                 continue
             with jax.transfer_guard("allow"):
                 found = self._predictor.predict(params, leaf, self._split, limit)
+            self.look()
             prefix = f"{TEXT}{leaf.name}/" if several else TEXT
             for kind, values in judge(leaf, found, samples=samples).items():
                 result[kind] |= {f"{prefix}{name}": value for name, value in values.items()}

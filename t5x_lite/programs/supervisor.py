@@ -3,13 +3,22 @@
 It imports neither jax nor anything else that could crash with its child.
 """
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 
-FINAL = (0, 2, 130)  # done or stopped in order; a mistake to be mended first; interrupted
+from t5x_lite import exit_status, parent
+
+FINAL = (
+    exit_status.FINISHED,
+    exit_status.MISTAKE,  # to be mended first; numbers that aren't finite come again, too
+    exit_status.INTERRUPTED,
+    exit_status.SAVED,
+)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONG_RUN = 600.0  # seconds after which a crash is a new trouble, not the old one again
 
 
@@ -23,9 +32,10 @@ def supervise(
 ) -> int:
     """Runs `command` until it ends in order; returns its exit status.
 
-    After a crash (any status but 0, 2, 130, or a signal) it is started again, `restarts` times in
-    a row at most, after 1, 2, 4, ... seconds. A process that ran for ten minutes ends the row.
-    SIGTERM and SIGINT are passed on, and then nothing is started any more.
+    After a crash (any status that isn't FINAL, or a signal) it is started again, `restarts` times
+    in a row at most, after 1, 2, 4, ... seconds. A process that ran for ten minutes ends the row.
+    SIGTERM, SIGINT and SIGHUP are passed on, and then nothing is started any more. A supervisor
+    that is killed takes its child along (parent.py).
     """
     stopping: list[int] = []
     child: subprocess.Popen | None = None
@@ -35,13 +45,14 @@ def supervise(
         if child is not None and child.poll() is None:
             child.send_signal(number)
 
-    previous = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    previous = {n: signal.signal(n, pass_on) for n in _heard()}
+    environment = {**os.environ, **parent.environment()}
     try:
         in_a_row = 0
         while True:
             started = clock()
             # A session of its own: Ctrl-C in the terminal reaches it once, through `pass_on`.
-            child = subprocess.Popen(command, start_new_session=True)
+            child = subprocess.Popen(command, start_new_session=True, env=environment)
             if stopping:  # the signal came while it was being started
                 child.send_signal(stopping[-1])
             status = child.wait()
@@ -58,10 +69,15 @@ def supervise(
             say(f"training {how}; restart {in_a_row} of {restarts} in {wait:g} s")
             _sleep(wait, stopping)
             if stopping:
-                return 0
+                return exit_status.SAVED  # as much as there is
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _heard() -> list[int]:
+    """The signals to pass on: not those that are ignored, as SIGHUP under nohup."""
+    return [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
 
 
 def _sleep(seconds: float, stopping: list[int]) -> None:

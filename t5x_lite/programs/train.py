@@ -2,31 +2,28 @@
 
 import argparse
 import contextlib
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gin
 import jax
 
-from t5x_lite import config, run_vocabulary
+from t5x_lite import config, exit_status, run_vocabulary
 from t5x_lite.data.loader import BatchLoader, prefetch
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
-from t5x_lite.evaluation.predictions import TextEvaluation
 from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import TransformerConfig
 from t5x_lite.models.flops import train_flops
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig
-from t5x_lite.parallel.rules import Rules, use_mesh
+from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.planning.check import predicted_and_measured
-from t5x_lite.programs import describe, folder, run_log
-from t5x_lite.programs.early_stopping import EarlyStopping
-from t5x_lite.programs.embed import StsEvaluation
+from t5x_lite.programs import describe, folder, remains, run_log
 from t5x_lite.programs.exports import CheckpointConfig, ExportingCheckpoints
 from t5x_lite.programs.held_out import HeldOut
-from t5x_lite.programs.interrupt import Interrupt
+from t5x_lite.programs.interrupt import Interrupt, Stopped
 from t5x_lite.programs.lock import Lock
 from t5x_lite.programs.recorder import Recorder, say
 from t5x_lite.programs.weights import check_start, has_checkpoint
@@ -51,10 +48,12 @@ def main(args: argparse.Namespace) -> int:
     distributed.initialize(args.coordinator_address, args.process_count, args.process_index)
     with distributed.failing_together(), run_log.recorded():
         config.require("train")
-        config.call("train", dry_run=args.dry_run)
-    return 0
+        with Interrupt(owns_process=True) as interrupt:
+            train(dry_run=args.dry_run, interrupt=interrupt)
+    return exit_status.SAVED if interrupt.stopped else exit_status.FINISHED
 
 
+@gin.configurable(module="t5x_lite", denylist=["dry_run", "interrupt"])
 def train(
     *,
     model_dir: str,
@@ -66,7 +65,6 @@ def train(
     optimizer: Any,
     loss: Loss | ContrastiveLoss | HeadLoss | None = None,
     mesh: MeshConfig | None = None,
-    rules: Rules | None = None,
     pack: bool = True,
     seed: int = 0,
     num_microbatches: int = 1,
@@ -80,9 +78,6 @@ def train(
     log_period: int = 100,
     eval_period: int = 1000,
     eval_batch_count: int | None = 20,
-    text: TextEvaluation | None = None,
-    sts: StsEvaluation | None = None,
-    early_stopping: EarlyStopping | None = None,
     num_samples: int = 3,
     sample_period: int = 0,
     trackers: Sequence[Service] = (),
@@ -91,8 +86,8 @@ def train(
     spike_guard: SpikeGuard | None = None,
     watchdog: WatchdogConfig | None = None,
     gc_period: int = 1000,
-    num_workers: int = 0,
     dry_run: bool = False,
+    interrupt: Interrupt | None = None,
 ) -> dict[str, Any]:
     """Trains until ``total_steps``; continues what it finds in ``model_dir``.
 
@@ -104,7 +99,6 @@ def train(
       lengths: tokens of each of the task's features, such as {"inputs": 512, "targets": 114}.
       batch_size: rows of the global batch, over all devices and hosts.
       optimizer: AdamW(...), Adafactor(...), ... of t5x_lite.training.optimizers.
-      rules: which mesh axes split which axes of arrays, see parallel/rules.py.
       pack: several examples in one row.
       num_microbatches: gradients are accumulated over so many parts of the batch.
       initial_checkpoint: whose parameters to start from: another run's folder or checkpoint, a
@@ -113,19 +107,18 @@ def train(
       accept_other_vocabulary: start from weights that were trained with another vocabulary, too.
       trainable, frozen, layer_decay: see training/trainable.py.
       eval_batch_count: batches of held-out data at each evaluation; None: all there are.
-      text, sts: how texts are predicted for tasks' metrics; similarity of sentence vectors.
-      early_stopping: which metric ends the run when it gets no better.
       num_samples: predictions shown after the last step, and every ``sample_period`` steps (0: no).
       trackers, watches: see training/services.py and training/watches.py.
       max_bad_steps: so many steps in a row whose loss or gradient isn't finite end the run.
       spike_guard: skips updates whose loss or gradient norm is far above the latest ones.
       watchdog: when a step counts as hanging, and whether that ends the process.
       gc_period: steps between collections of Python's garbage.
-      num_workers: processes that make batches; 0: this one.
       dry_run: build everything on abstract shapes, print it, and stop.
+      interrupt: what asks to save and stop; None: signals, while it trains.
 
     Returns:
-      The summary that is printed at the end (see `describe.summary`).
+      The summary that is printed at the end (see `describe.summary`); {"step": ...} of a run that
+      was saved on request.
 
     Raises:
       UserError: anything about the configuration, the data or the folder that can't work.
@@ -134,13 +127,11 @@ def train(
     """
     goodput = Goodput()
     checkpoint = checkpoint or CheckpointConfig()
-    if early_stopping is not None and early_stopping.model_dir is None:
-        early_stopping = dataclasses.replace(early_stopping, model_dir=model_dir)
     if total_steps < 1:
         raise UserError(f"total_steps = {total_steps}: it must be at least 1.")
 
     # ------------------------------------------------------------------- model, data, devices
-    setup = set_up(model, task, lengths, batch_size, mesh, rules=rules, pack=pack)
+    setup = set_up(model, task, lengths, batch_size, mesh, pack=pack)
     training = build(
         setup, optimizer, loss=loss, num_microbatches=num_microbatches, seed=seed,
         guard=spike_guard, watches=watches, trainable=Trainable(trainable, frozen, layer_decay),
@@ -160,11 +151,9 @@ def train(
     # ------------------------------------------------------------------- data
     loader = BatchLoader(
         task, lengths=dict(lengths), batch_size=batch_size, seed=seed, rows=setup.rows,
-        architecture=model.architecture, pack=pack, num_workers=num_workers,
+        architecture=model.architecture, pack=pack,
     )  # fmt: skip
-    held_out = HeldOut(
-        setup, eval_batch_count, loss, text=text, sts=sts, early_stopping=early_stopping
-    )
+    held_out = HeldOut(setup, eval_batch_count, loss)
 
     # ------------------------------------------------------------------- the run's folder
     if initial_checkpoint is not None and not has_checkpoint(model_dir):
@@ -174,7 +163,8 @@ def train(
         if distributed.is_main_process():
             folder.claim(model_dir, identity)
             run_vocabulary.carry(model_dir, task.vocabulary)
-            stack.enter_context(Lock(model_dir))
+        lock = stack.enter_context(Lock(model_dir, active=distributed.is_main_process()))
+        if distributed.is_main_process():
             run_log.write_to(model_dir)
 
         # --------------------------------------------------------------- state
@@ -185,18 +175,21 @@ def train(
             restored = restore_newest(checkpoints, abstract.to_dict())
         earlier = restored.description if restored else {}
         step = restored.step if restored else 0
-        if step >= total_steps:
-            say(
-                f"{model_dir} is finished: step {step:,} of {total_steps:,}. More: set total_steps."
-            )
+        last = step >= total_steps or held_out.exhausted(step)
+        if last and remains.complete(model_dir, step) and not checkpoints.exports_due():
+            more = "set total_steps" if step >= total_steps else "change EarlyStopping"
+            say(f"{model_dir} is finished: step {step:,} of {total_steps:,}. More: {more}.")
             return describe.print_summary(model_dir, describe.summary(model_dir, step))
         if distributed.is_main_process():
             folder.write_description(model_dir, describe.parameter_table(abstract.params, axes))
         describe.print_start(numbers)
         for binding in config.unused_bindings():
             say(f"warning: nothing here uses {binding}")
-        with goodput.spend("compile"), use_mesh(setup.mesh, setup.rules):
-            compiling = BackgroundCompile(training.step, abstract, setup.abstract_batch())
+        if told := remains.candidates(checkpoint, eval_period):
+            say(told)
+        if not last:
+            with goodput.spend("compile"), use_mesh(setup.mesh, setup.rules):
+                compiling = BackgroundCompile(training.step, abstract, setup.abstract_batch())
         if restored:
             state = type(abstract)(**restored.state)
             loader.restore(restored.position[setup.rows])
@@ -205,9 +198,8 @@ def train(
             state = fresh_state(training, setup.model, seed, spike_guard)
             if initial_checkpoint is not None:
                 found = restore_params(
-                    initial_checkpoint, abstract.params, initial_params, model=model, start=True,
-                    vocabulary=task.vocabulary,
-                )  # fmt: skip
+                    initial_checkpoint, abstract.params, initial_params, model=model, start=True
+                )
                 state = started_from(state, found, training, setup.model, seed)
                 say(f"starting from {initial_checkpoint}: {len(jax.tree.leaves(found))} parameters")
             elif model.adapters:
@@ -225,15 +217,21 @@ def train(
             with recorder.away("evaluation"):
                 metrics = held_out.evaluate(state.params)
                 metrics |= held_out.unigram() if first else {}
-                recorder.trackers.log(step, {f"eval/{k}": value for k, value in metrics.items()})
+                interrupt.look()
+                with interrupt.undisturbed():
+                    recorder.trackers.log(step, {f"eval/{k}": v for k, v in metrics.items()})
             return metrics
 
         def sample_now() -> list[dict[str, str]]:
             with recorder.away("evaluation"), jax.transfer_guard("allow"):
-                recorder.log_samples(step, found := held_out.samples(state.params, num_samples))
+                found = held_out.samples(state.params, num_samples)
+                interrupt.look()
+                with interrupt.undisturbed():
+                    recorder.log_samples(step, found)
             return found
 
-        def save(metrics: dict[str, float] | None, position, ended: bool) -> None:
+        def save(metrics: dict[str, float] | None, ended: bool) -> None:
+            lock.check(now=True)
             # What is logged of these steps is on the disk before a process can continue from here.
             recorder.flush()
             with recorder.away("checkpoint"), jax.transfer_guard("allow"):
@@ -247,46 +245,75 @@ def train(
                     metrics=metrics,
                 )
 
+        def save_and_leave() -> None:  # while an evaluation or a compiler is still at work
+            if step > first:
+                save_surely(lambda: save(None, True), checkpoints)
+            checkpoints.wait()
+            lock.release()
+
         # --------------------------------------------------------------- the loop
         stack.enter_context(use_mesh(setup.mesh, setup.rules))
-        interrupt = stack.enter_context(Interrupt())
+        interrupt = interrupt or stack.enter_context(Interrupt())
+        held_out.look = interrupt.look
         batches = stack.enter_context(contextlib.closing(prefetch(loader)))
         stack.enter_context(garbage.collector_off())
         stack.enter_context(jax.transfer_guard("disallow"))
-        if step == 0:
-            evaluate_now(first=True)
-        stop, last = False, held_out.exhausted(step)
+        stop, first = False, step
+        interrupt.saves(save_and_leave)
+        try:
+            if step == 0:
+                evaluate_now(first=True)
+            elif (last or step % eval_period == 0) and not remains.evaluated(model_dir, step):
+                checkpoints.add_metrics(step, evaluate_now())
+            last = last or held_out.exhausted(step)
+        except Stopped:
+            stop = True
         with recorder.training():
-            if not last:
+            if not (last or stop):
                 training = training._replace(step=compiling.result())
             while not (last or stop):
                 with recorder.waiting_for_data():
                     batch = next(batches)
                 run_step = recorder.program(training, step + 1)
-                state, metrics = run_step(state, setup.place(batch.features))
-                step += 1
-                recorder.made(step, metrics, batch.features)
+                with interrupt.undisturbed():
+                    state, metrics = run_step(state, setup.place(batch.features))
+                    step, position = step + 1, batch.position
+                    recorder.made(step, metrics, batch.features)
                 garbage.collect(step, gc_period)
-                stop = interrupt.requested(step)
+                stop = interrupt.requested()
                 last = step == total_steps
                 if step % log_period == 0 or last or stop:
-                    recorder.log(step, metrics, loader.shares(batch.position))
+                    lock.check()
+                    with interrupt.undisturbed():
+                        recorder.log(step, metrics, loader.shares(position))
                 eval_metrics = None
-                if last or (step % eval_period == 0 and not stop):
-                    eval_metrics, last = evaluate_now(), last or held_out.exhausted(step)
-                if sample_period and step % sample_period == 0 and num_samples and not last:
-                    sample_now()
-                if last or stop:
-                    save_surely(lambda: save(eval_metrics, batch.position, True), checkpoints)  # noqa: B023
-                elif checkpoints.should_save(step):
-                    save(eval_metrics, batch.position, False)
+                try:
+                    if last or (step % eval_period == 0 and not stop):
+                        eval_metrics, last = evaluate_now(), last or held_out.exhausted(step)
+                    if sample_period and step % sample_period == 0 and num_samples and not last:
+                        sample_now()
+                except Stopped:
+                    stop = True
+                with interrupt.undisturbed():
+                    if last or stop:
+                        save_surely(lambda: save(eval_metrics, True), checkpoints)  # noqa: B023
+                    elif checkpoints.should_save(step):
+                        save(eval_metrics, False)
+        interrupt.saves(None)
         if stop:
-            say(f"{interrupt.signal}: saved step {step:,}; the same command continues.")
+            done = f"saved step {step:,}" if step > first else f"nothing is new since step {step:,}"
+            say(f"{interrupt.signal}: {done}; the same command continues.")
             return {"step": step}
 
         # --------------------------------------------------------------- what it has learnt
-        samples = sample_now() if num_samples else []
-        checked = predicted_and_measured(
-            setup, abstract, num_microbatches=num_microbatches, compiled=training.step
-        )
-        return recorder.sum_up(step, samples, checked)
+        try:
+            samples = sample_now() if num_samples else []
+            checked = predicted_and_measured(
+                setup, abstract, num_microbatches=num_microbatches, compiled=training.step
+            )
+            summary = recorder.sum_up(step, samples, checked)
+            checkpoints.finish_exports(interrupt.look)
+        except Stopped:
+            say(f"{interrupt.signal}: saved step {step:,}; the same command makes up the rest.")
+            return {"step": step}
+        return summary

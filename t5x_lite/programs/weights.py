@@ -42,9 +42,7 @@ def open_weights(
         f"To use them all the same, set {verb}.accept_other_vocabulary = True.",
     )  # fmt: skip
     abstract = abstract_params(setup.model, setup.mesh, setup.rules)
-    params = restore_params(
-        path, abstract, model=setup.model.config, vocabulary=setup.task.vocabulary
-    )
+    params = restore_params(path, abstract, model=setup.model.config)
     return read_as(setup, origin), params
 
 

@@ -1,6 +1,7 @@
 """How a checkpoint lies on disk: which folders are one, arrays by name, and reading them."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -14,12 +15,15 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from t5x_lite import evidence
 from t5x_lite.errors import UserError
 from t5x_lite.retry import retry
 from t5x_lite.training import verification
 from t5x_lite.training.verification import Damaged
 
 DESCRIPTION = "data.json"  # the name Orbax gives to JSON
+DAMAGED = "damaged"  # where damaged checkpoints are kept
+LEAVING = "leaving.json"  # the steps that are being deleted
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
@@ -31,10 +35,13 @@ def absolute(path: str | os.PathLike) -> epath.Path:
 def is_whole(path: epath.Path) -> bool:
     """Returns whether a folder with a checkpoint's name has a checkpoint's parts.
 
-    Those that Orbax reads of every checkpoint must be readable: one bad byte there, in any of the
-    checkpoints, and it would open none of them.
+    Those that Orbax reads of every checkpoint must be as it writes them: one bad byte there, in any
+    of the checkpoints, and it would open none of them.
+
+    Raises Unreadable: the disk doesn't tell at the moment.
     """
-    if not (path / "description" / DESCRIPTION).exists() or not (path / "state").exists():
+    parts = (path / "description" / DESCRIPTION, path / "state")
+    if not all(evidence.exists(part) for part in parts):
         return False
     metadata, metrics = (
         _json_object(path / name) for name in ("_CHECKPOINT_METADATA", "metrics/metrics")
@@ -46,10 +53,9 @@ def is_whole(path: epath.Path) -> bool:
 def _json_object(file: epath.Path) -> dict[str, Any] | None:
     """Returns the JSON object in a file, {} if there is no file, None if it is something else."""
     try:
-        found = json.loads(file.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError):
+        text = evidence.read_text(file)
+        found = {} if text is None else json.loads(text)
+    except (*evidence.MISSING, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -64,23 +70,33 @@ class WholeSteps:
         return self._numbers.build_name(step)
 
     def find_all(self, base_path: epath.PathLike) -> Iterator[Any]:
-        for entry in epath.Path(base_path).iterdir():
+        for entry in entries(epath.Path(base_path)):
             if re.fullmatch("0|[1-9][0-9]*", entry.name) and is_whole(entry):
                 # On an object store a folder is whole when its commit file is there, too. The other
                 # errors are of a metadata file whose JSON isn't what Orbax writes.
                 with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-                    yield self._numbers.find_step(base_path, int(entry.name))
+                    found = functools.partial(self.find_step, base_path, int(entry.name))
+                    yield evidence.attempt(found, entry)
 
     def find_step(self, base_path: epath.PathLike, step: int) -> Any:
         return self._numbers.find_step(base_path, step)
 
 
+def entries(folder: epath.Path) -> list[epath.Path]:
+    """Returns what is in a folder, nothing if there is no such folder. Raises Unreadable."""
+    try:
+        return evidence.attempt(lambda: list(folder.iterdir()), folder)
+    except evidence.MISSING:
+        return []
+
+
 def scan(folder: epath.Path) -> tuple[list[int], list[str]]:
-    """Returns the steps of whole checkpoints, and the names of what looks like torn ones."""
-    if not folder.is_dir():
-        return [], []
+    """Returns the steps of whole checkpoints, and the names of what looks like torn ones.
+
+    Raises Unreadable: the disk doesn't tell at the moment.
+    """
     steps = sorted(found.step for found in WholeSteps().find_all(folder))
-    names = {entry.name for entry in folder.iterdir()} - {str(step) for step in steps}
+    names = {entry.name for entry in entries(folder)} - {str(step) for step in steps}
     return steps, sorted(name for name in names if name[0].isdigit())
 
 
@@ -184,14 +200,20 @@ def listed(items: list, limit: int = 3) -> str:
 
 
 def read_description(path: epath.Path) -> dict[str, Any]:
-    """Returns what `Checkpoints.save` recorded in the checkpoint at `path`; raises Damaged."""
+    """Returns what `Checkpoints.save` recorded in the checkpoint at `path`.
+
+    Raises Damaged if it is something else, Unreadable if the disk doesn't tell at the moment.
+    """
     file = path / "description" / DESCRIPTION
     try:
-        record = json.loads(file.read_text())
-    except PermissionError as error:
-        raise UserError(f"{file} can't be read: {error}.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"{file} can't be read ({_one_line(error)}).") from error
+        text = evidence.read_text(file)
+        if text is None:
+            raise Damaged(f"{file} is missing.")
+        record = json.loads(text)
+    except (*evidence.MISSING, ValueError, RecursionError) as error:
+        if isinstance(error, Damaged):
+            raise
+        raise Damaged(f"{file} isn't what was saved ({_one_line(error)}).") from error
     verification.check_seal(record, file)
     return record
 
@@ -211,9 +233,21 @@ def require_sums(
         )
 
 
+def add_metrics(path: epath.Path, metrics: Mapping[str, float]) -> None:
+    """Gives a checkpoint that was saved without them its metrics, in one step."""
+    if "://" in str(path) or evidence.exists(path / "metrics"):
+        return
+    beside = path / "metrics.tmp"
+    if evidence.exists(beside):
+        beside.rmtree()
+    beside.mkdir()
+    (beside / "metrics").write_text(json.dumps(dict(metrics)))
+    beside.rename(path / "metrics")
+
+
 def set_aside(folder: epath.Path, name: str) -> epath.Path:
     """Moves a step's folder to damaged/STEP (or STEP-2, ...), where nothing reads or deletes it."""
-    damaged = folder / "damaged"
+    damaged = folder / DAMAGED
     damaged.mkdir(parents=True, exist_ok=True)
     names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
     target = next(damaged / n for n in names if not (damaged / n).exists())
@@ -228,6 +262,35 @@ def broken(folder: epath.Path) -> list[str]:
     return [] if "://" in str(folder) else [name for name in scan(folder)[1] if name.isdigit()]
 
 
+def note_leaving(folder: epath.Path, steps: list[int]) -> None:
+    """Writes down which checkpoints are about to be deleted, until `clear_leaving`.
+
+    Deleting a folder takes many operations. What a process that is killed in the middle leaves has
+    a checkpoint's name and lacks parts, and must not be taken for a damaged one.
+    """
+    with contextlib.suppress(OSError):  # on a full disk, too, old checkpoints must go
+        (folder / LEAVING).write_text(json.dumps(steps))
+
+
+def forget_leaving(folder: epath.Path) -> None:
+    """They are deleted."""
+    with contextlib.suppress(OSError):
+        (folder / LEAVING).unlink(missing_ok=True)
+
+
+def clear_leaving(folder: epath.Path) -> None:
+    """Deletes the rest of checkpoints in whose deletion a process was killed."""
+    file = folder / LEAVING
+    noted = evidence.read_text(file) if evidence.exists(file) else None
+    if noted is None:
+        return
+    with contextlib.suppress(ValueError):
+        names = {str(step) for step in json.loads(noted)}
+        for name in names.intersection(broken(folder)):
+            (folder / name).rmtree()
+    file.unlink(missing_ok=True)
+
+
 def clear_unfinished(folder: epath.Path) -> None:
     """Removes what a failed save of this process left, so that it doesn't fill the disk."""
     for name in scan(folder)[1]:
@@ -240,8 +303,9 @@ def load(path: epath.Path, request: dict[str, Any]) -> dict[str, Any]:
     """Reads parts of a checkpoint: "state", a nested dict of ShapeDtypeStructs, and maybe "data".
 
     Raises:
-      UserError: a leaf has no sharding, or the files may not be read.
-      Damaged: the files can't be read.
+      UserError: a leaf has no sharding, or the store doesn't let this user in.
+      Unreadable: the disk doesn't give the files at the moment.
+      Damaged: the files are there and aren't a checkpoint, or some are missing.
     """
     for name, leaf in by_name(request["state"]).items():
         if getattr(leaf, "sharding", None) is None:
@@ -257,6 +321,8 @@ def load(path: epath.Path, request: dict[str, Any]) -> dict[str, Any]:
         raise  # this machine's trouble, not the file's
     except Exception as error:  # damaged files end in almost any kind
         reason = _one_line(error.__cause__ or error)
+        if (system := evidence.system_error(error)) is not None:
+            raise evidence.unreadable(path, system) from error
         if re.search("PERMISSION_DENIED|UNAUTHENTICATED|Permission denied", reason):
             raise UserError(f"The checkpoint {path} can't be read: {reason}") from error
         raise Damaged(
@@ -266,7 +332,10 @@ def load(path: epath.Path, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _transient(error: Exception) -> bool:
-    """Whether reading again may help: a remote store's bad moment."""
+    """Whether reading again may help: a disk's or a remote store's bad moment."""
+    system = evidence.system_error(error)
+    if system is not None and not isinstance(system, PermissionError):
+        return True
     codes = "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|Connection|timed out"
     return re.search(codes, str(error.__cause__ or error)) is not None
 

@@ -21,7 +21,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.errors import NotFinite, SaveError, UserError, did_you_mean
 from t5x_lite.parallel import distributed
 from t5x_lite.training import checkpoint_layout as layout
 from t5x_lite.training import verification
@@ -39,10 +39,6 @@ from t5x_lite.training.verification import Damaged
 log = logging.getLogger(__name__)
 
 WRITTEN_BY = ("t5x_lite", "jax", "flax", "optax", "orbax-checkpoint")
-
-
-class SaveError(OSError):
-    """The newest state could not be saved; older checkpoints are untouched."""
 
 
 class Checkpoints:
@@ -76,9 +72,20 @@ class Checkpoints:
                 )
         return steps
 
-    def latest_step(self) -> int | None:
-        """Returns the newest step as process 0 sees it (so that all agree), or None."""
-        return layout.agreed(self.steps())
+    def latest_step(self, but: Collection[int] = ()) -> int | None:
+        """Returns the newest step as process 0 sees it (so that all agree), or None.
+
+        ``but``: steps that don't count.
+        """
+        return layout.agreed([step for step in self.steps() if step not in but])
+
+    def remains(self) -> bool:
+        """Returns whether there are checkpoints that can't be used: damaged, or without parts."""
+        return bool(
+            layout.broken(self.folder)
+            or self.steps()
+            or layout.entries(self.folder / layout.DAMAGED)
+        )
 
     def description(self, step: int) -> dict[str, Any]:
         """Returns what was recorded with `step`, without reading any array.
@@ -133,6 +140,10 @@ class Checkpoints:
     def set_broken_aside(self) -> list[epath.Path]:
         """Moves there all that bear a checkpoint's name and lack its parts; returns where to."""
         return [layout.set_aside(self.folder, name) for name in layout.broken(self.folder)]
+
+    def clear_leftovers(self) -> None:
+        """Deletes the rest of checkpoints in whose deletion a process was killed."""
+        layout.clear_leaving(self.folder)
 
     def _path(self, step: int) -> epath.Path:
         steps = self.steps()
@@ -207,7 +218,7 @@ class Checkpoints:
         arrays = layout.by_name(state)
         sums, not_finite = verification.checksums(arrays)
         if not_finite is not None and self.config.require_finite:
-            raise FloatingPointError(
+            raise NotFinite(
                 f"step {step} is not saved: {not_finite} isn't finite. The last checkpoint is good."
             )
         record = {
@@ -232,6 +243,13 @@ class Checkpoints:
         if not self.config.asynchronous:
             self._settle()
         return self._failure is None
+
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Gives a checkpoint that was saved before its evaluation the metrics, for `keep_best`."""
+        metrics = {name: float(value) for name, value in metrics.items()}
+        self._check_best(metrics)
+        if distributed.is_main_process():
+            layout.add_metrics(self.folder / str(step), metrics)
 
     def wait(self) -> None:
         """Returns when all is committed.
@@ -263,22 +281,36 @@ class Checkpoints:
             self._give_up(self._saving, error or OSError("another process couldn't write its part"))
         else:
             self._saving, self._failure = None, None
+            if distributed.is_main_process():
+                layout.forget_leaving(self.folder)
 
     def _give_up(self, step: int, error: Exception) -> None:
         """Warns, and leaves the folder and this object as if the save hadn't been tried."""
         writer, self._writer, self._saving = self._writer, None, None
         self._same_state = None
         cause = _cause(error)
-        self._failure = SaveError(f"step {step} couldn't be saved in {self.folder}: {cause}")
         if writer is not None:
             with contextlib.suppress(Exception):  # it says again what failed
                 writer.close()
-        if distributed.is_main_process():
-            layout.clear_unfinished(self.folder)
+        steps: list[int] = []
+        with contextlib.suppress(OSError):  # what failed may be the whole disk
+            steps = layout.scan(self.folder)[0]
+            if distributed.is_main_process():
+                layout.clear_unfinished(self.folder)
+        # The new one is whole before old ones are deleted.
+        if bool(layout.agreed([step] if step in steps else [])):
+            self._failure = None
+            log.warning(
+                "Checkpoint of step %d is saved, and an older one couldn't be deleted: %s. The "
+                "next save tries again.",
+                *(step, cause),
+            )
+            return
+        self._failure = SaveError(f"step {step} couldn't be saved in {self.folder}: {cause}")
         log.error(
             "Checkpoint of step %d NOT SAVED: %s. Training goes on, with step %s as the last good "
             "checkpoint; the next save is a new attempt.",
-            *(step, cause, ([None, *layout.scan(self.folder)[0]])[-1] or "none"),
+            *(step, cause, ([None, *steps])[-1] or "none"),
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -300,11 +332,19 @@ class Checkpoints:
             self._writer = ocp.training.Checkpointer(
                 self.folder,
                 context=context,
-                preservation_policy=Keep(self.config),
+                preservation_policy=Keep(self.config, self.needed, self._leaving),
                 step_name_format=layout.WholeSteps(),
                 cleanup_tmp_directories=True,
             )
         return self._writer
+
+    def needed(self) -> Collection[int]:
+        """Steps that retention must leave alone for now; the same on every process."""
+        return ()
+
+    def _leaving(self, steps: list[int]) -> None:
+        if distributed.is_main_process():
+            layout.note_leaving(self.folder, steps)
 
     def _check_best(self, metrics: dict[str, float]) -> None:
         best = self.config.keep_best

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite.errors import UserError
+from t5x_lite.errors import NotFinite, UserError
 
 
+@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class SpikeGuard:
     """Skips updates whose loss or gradient norm is beyond mean + sigma * deviation of the latest.
@@ -135,7 +137,7 @@ class SkippedSteps:
         if in_a_row >= self._limit:
             kind = "a spike or not finite" if np.isfinite([loss, norm]).all() else "not finite"
             where = f" (first in the gradient of {self._names[int(bad)]})" if bad >= 0 else ""
-            raise FloatingPointError(
+            raise NotFinite(
                 f"loss or gradient {kind} in the {in_a_row} steps up to step {step}{where}: they "
                 f"changed nothing, the last checkpoint is good; the batch is in {self._save()}. "
                 "Lower the learning rate, or clip (clip_norm)."

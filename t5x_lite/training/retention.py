@@ -1,17 +1,21 @@
 """When checkpoints are written, and which of them stay."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+
+import gin
 
 from t5x_lite.errors import UserError
 
 
+@gin.configurable(module="t5x_lite")
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When a checkpoint is written and which ones stay.
 
-    A checkpoint stays if any of the three rules wants it; the newest always does.
+    A checkpoint stays if any of the three rules wants it, or while its export isn't made; the
+    newest always does.
 
     Attributes:
       period: steps between checkpoints, in absolute steps: resuming at an odd step shifts nothing.
@@ -77,12 +81,25 @@ def steps_to_keep(
 
 
 class Keep:
-    """`steps_to_keep` as an Orbax preservation policy."""
+    """`steps_to_keep` as an Orbax preservation policy.
 
-    def __init__(self, config: CheckpointConfig):
-        self._config = config
+    Args:
+      needed: steps that must stay for now, whatever the rules say.
+      leaving: told which are about to be deleted.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        needed: Callable[[], Collection[int]] = tuple,
+        leaving: Callable[[list[int]], None] = lambda steps: None,
+    ):
+        self._config, self._needed, self._leaving = config, needed, leaving
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
         keep = steps_to_keep({c.step: c.metrics for c in checkpoints}, self._config)
+        keep |= set(self._needed())
+        if going := [c.step for c in checkpoints if c.step not in keep]:
+            self._leaving(going)
         return [c.step in keep for c in checkpoints]

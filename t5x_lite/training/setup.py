@@ -21,12 +21,11 @@ from t5x_lite.models import Model, TransformerConfig
 from t5x_lite.models.adapters import prompt_length
 from t5x_lite.parallel.mesh import MeshConfig, make_mesh
 from t5x_lite.parallel.rules import (
-    DEFAULT_RULES,
     MeshAxes,
-    Rules,
     batch_rows,
     batch_sharding,
     check_lengths,
+    logical_rules,
     place_batch,
     shards,
 )
@@ -86,13 +85,10 @@ def set_up(
     batch_size: int,
     mesh: MeshConfig | None = None,
     *,
-    rules: Rules | None = None,
     pack: bool | str = True,
     devices: Any = None,
 ) -> Setup:
     """Checks that model, task, lengths, batch and mesh fit each other.
-
-    rules: logical axes to mesh axes, such as `logical_rules({"mlp": None})`; None: the default.
 
     Raises:
       UserError: a vocabulary larger than the model's, a length that the objective can't fill, a
@@ -143,7 +139,7 @@ def set_up(
                 f"{name} = {heads} can't be split over tensor = {tensor}: "
                 f"choose MeshConfig.tensor among the divisors of {heads}."
             )
-    rules = dict(DEFAULT_RULES if rules is None else rules)
+    rules = logical_rules()
     sharding = batch_sharding(device_mesh, rules)
     rows = batch_rows(sharding, batch_size)
     check_lengths(sizes, sharding)

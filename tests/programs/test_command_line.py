@@ -11,7 +11,7 @@ import pytest
 import tiny
 from waiting import wait_until
 
-from t5x_lite import cli, config
+from t5x_lite import cli, config, exit_status
 
 GIN = f"""{tiny.GIN}
 train.log_period = 2
@@ -217,7 +217,7 @@ def start(*flags: str) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_saves_and_continues(number, folder):
     name = f"interrupted_{number.name}"
     flags = [f"--gin.MODEL_DIR='{name}'", "--gin.TOTAL_STEPS=100000", "--gin.train.log_period=1"]
@@ -229,7 +229,7 @@ def test_an_interrupted_run_saves_and_continues(number, folder):
             process.send_signal(number)
             break
     rest, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, "".join(output) + rest
+    assert process.returncode == exit_status.SAVED == 143, "".join(output) + rest
     assert f"{number.name}: saved step" in rest
     [saved] = os.listdir(folder / name / "checkpoints")
     assert int(saved) >= 3
@@ -241,6 +241,64 @@ def test_an_interrupted_run_saves_and_continues(number, folder):
     keep = ["--gin.cosine.total_steps=100000", f"--gin.train.total_steps={total}"]
     assert cli.main(command("train", f"--gin.MODEL_DIR='{name}'", *keep)) == 0
     assert tiny.logged(folder / name).keys() == {*losses, total}
+
+
+def test_what_a_killed_run_lacks_is_made_up_when_it_is_started_again(folder, capsys):
+    flags = ["--gin.MODEL_DIR='lacking'", "--gin.train.log_period=1"]
+    assert cli.main(command("train", *flags)) == 0
+    run, made = folder / "lacking", {}
+    for name in ("summary.json", "report.html", "metrics.jsonl"):
+        made[name] = (run / name).read_text()
+    lines = [json.loads(line) for line in made["metrics.jsonl"].split("\n")[:-1]]
+    evaluation = [line for line in lines if line["step"] == 4 and "eval/loss" in line]
+    assert len(evaluation) == 1
+    capsys.readouterr()
+    assert cli.main(command("train", *flags)) == 0
+    assert "is finished: step 4 of 4" in capsys.readouterr().out
+    # As if it had been killed before its last evaluation, its summary, or its page.
+    (run / "summary.json").unlink()
+    kept = [line for line in lines if line["step"] < 4 or "eval/loss" not in line]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert cli.main(command("train", *flags)) == 0
+    assert "is finished" not in capsys.readouterr().out
+    found = json.loads((run / "summary.json").read_text())
+    assert found["last"] == json.loads(made["summary.json"])["last"]
+    again = [json.loads(line) for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]]
+    assert [line for line in again if line["step"] == 4 and "eval/loss" in line] == evaluation
+    (run / "report.html").unlink()
+    assert cli.main(command("train", *flags)) == 0
+    assert (run / "report.html").exists()
+    assert cli.main(command("train", *flags)) == 0
+    assert "is finished: step 4 of 4" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_sigterm_in_an_evaluation_saves_and_the_evaluation_is_made_when_it_goes_on(folder):
+    (folder / "much.txt").write_text("\n\n".join(r["text"] for r in tiny.documents(4000)))
+    flags = ["--gin.MODEL_DIR='in_evaluation'", "--gin.TEXT='much.txt'", "--gin.train.log_period=1"]
+    flags += ["--gin.TextFiles.held_out=0.9", "--gin.train.eval_batch_count=None"]
+    flags += ["--gin.train.eval_period=2", "--gin.TOTAL_STEPS=1000"]
+    process = start(*flags)
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("step 2/1,000  loss") or line.startswith("step 2/1000  loss"):
+            break
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == exit_status.SAVED, "".join(output) + rest
+    assert os.listdir(folder / "in_evaluation" / "checkpoints") == ["2"]
+    assert 2 not in tiny.logged(folder / "in_evaluation", "eval/loss")
+    process = start(*flags)
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    process.kill()
+    process.communicate()
+    assert 2 in tiny.logged(folder / "in_evaluation", "eval/loss")
+    metrics = folder / "in_evaluation" / "checkpoints" / "2" / "metrics" / "metrics"
+    found = json.loads(metrics.read_text())
+    assert found["loss"] == tiny.logged(folder / "in_evaluation", "eval/loss")[2]
 
 
 def test_killed_outright_it_continues_from_the_last_checkpoint(folder):

@@ -38,6 +38,7 @@ def test_every_so_many_steps_and_waited_for_at_the_end(tmp_path):
     with ExportingCheckpoints(tmp_path, CONFIG, MODEL, stand_in(COPY)) as checkpoints:
         for step in range(1, 6):
             saved(checkpoints, step, metrics={"loss": 1.0})
+        checkpoints.finish_exports()
     assert sorted(p.name for p in (tmp_path / "exports").iterdir()) == ["2", "4"]
     assert (tmp_path / "exports/4/description/data.json").exists()  # of a finished checkpoint
 
@@ -53,14 +54,52 @@ def test_interrupted_it_is_done_when_the_run_goes_on(tmp_path, monkeypatch):
     assert not (tmp_path / "waited_for").exists()
     (tmp_path / "exports/.2.999999.tmp").mkdir()  # as a killed process leaves
     with ExportingCheckpoints(tmp_path, CONFIG, MODEL, stand_in(COPY)) as checkpoints:
+        assert checkpoints.exports_due()
         saved(checkpoints, 4, metrics={"loss": 1.0})
+        checkpoints.finish_exports()
+        assert not checkpoints.exports_due()
     assert sorted(p.name for p in (tmp_path / "exports").iterdir()) == ["2", "4"]
+
+
+def test_checkpoints_stay_until_they_are_exported(tmp_path):
+    go = tmp_path / "go"
+    slow = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n" + COPY
+    config = CheckpointConfig(period=1, export_every=2, keep_latest=1)
+    with ExportingCheckpoints(tmp_path, config, MODEL, stand_in(slow)) as checkpoints:
+        for step in range(1, 8):
+            saved(checkpoints, step)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 4, 6, 7]
+        go.touch()
+        checkpoints.finish_exports()
+        saved(checkpoints, 9)
+        checkpoints.wait()
+        assert checkpoints.steps() == [9]
+    assert sorted(p.name for p in (tmp_path / "exports").iterdir()) == ["2", "4", "6"]
+
+
+def test_waiting_for_exports_can_be_interrupted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Enough(Exception):
+        pass
+
+    def look():
+        if list((tmp_path / "exports").glob(".2.*.tmp")):
+            raise Enough
+
+    with ExportingCheckpoints(tmp_path, CONFIG, MODEL, stand_in(HANG)) as checkpoints:
+        saved(checkpoints, 2)
+        with pytest.raises(Enough):
+            checkpoints.finish_exports(look)
+    assert list((tmp_path / "exports").iterdir()) == []
 
 
 def test_what_cannot_be_exported_costs_a_warning(tmp_path, caplog):
     fail = "import sys; sys.exit('error: no room on the disk')"
     with ExportingCheckpoints(tmp_path, CONFIG, MODEL, stand_in(fail)) as checkpoints:
         saved(checkpoints, 2, metrics={"loss": 1.0})
+        checkpoints.finish_exports()
     assert "Step 2 wasn't exported: convert said 'error: no room on the disk'" in caplog.text
     assert checkpoints.steps() == [2]
 

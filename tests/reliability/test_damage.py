@@ -1,12 +1,14 @@
 """Damaged checkpoints, full disks, states that aren't finite."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import random
 import resource
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from t5x_lite.errors import UserError
+from t5x_lite import evidence
+from t5x_lite.errors import Unreadable, UserError
 from t5x_lite.parallel.mesh import MeshConfig, make_mesh
+from t5x_lite.training import checkpoint_layout as layout
 from t5x_lite.training import verification
 from t5x_lite.training.checkpoints import CheckpointConfig, Checkpoints, SaveError, restore_params
 from t5x_lite.training.recovery import restore_newest, save_surely
@@ -185,9 +189,107 @@ def test_values_that_changed_on_the_way_are_named(run):
 def test_without_a_sound_checkpoint_there_is_no_silent_new_start(run):
     for step in (1, 2, 3):
         values_file(run, step).write_bytes(b"")
-    with pytest.raises(UserError, match="no sound checkpoint is left in .*/damaged/3 is said"):
+    for _ in range(2):  # nothing is moved, so the second start is told the same
+        with pytest.raises(UserError, match="no sound checkpoint is left in .*checkpoints/3 .* mv"):
+            restore_newest(Checkpoints(run), ABSTRACT)
+        assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("left", ["without parts", "set aside"])
+def test_where_checkpoints_were_no_run_begins_at_step_0_by_itself(run, left):
+    folder = run / "checkpoints"
+    for name in ("1", "2"):
+        shutil.rmtree(folder / name)
+    if left == "without parts":
+        shutil.rmtree(folder / "3" / "state")
+    else:
+        (folder / "damaged").mkdir()
+        (folder / "3").rename(folder / "damaged" / "3")
+    before = sorted(str(p) for p in folder.rglob("*"))
+    with pytest.raises(UserError, match=f"no sound checkpoint is left in {folder}"):
         restore_newest(Checkpoints(run), ABSTRACT)
+    assert sorted(str(p) for p in folder.rglob("*")) == before
+    folder.rename(run / "checkpoints.damaged")  # as the message says
     assert restore_newest(Checkpoints(run), ABSTRACT) is None
+
+
+@contextlib.contextmanager
+def failing_opens(match, number, times=10**9):
+    """Opening a file under checkpoints/ whose path has ``match`` fails with this error."""
+    left = [times]
+
+    def hook(event, arguments):
+        if event != "open" or not isinstance(arguments[0], str | bytes):
+            return
+        path = os.fsdecode(arguments[0])
+        if left[0] > 0 and match in path and "checkpoints/" in path:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number), path)
+
+    sys.addaudithook(hook)  # it stays, and does nothing more
+    try:
+        yield left
+    finally:
+        left[0] = 0
+
+
+FILES = ["3/_CHECKPOINT_METADATA", "2/metrics/metrics", "3/description/data.json"]
+
+
+@pytest.mark.parametrize("match", FILES)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_an_error_of_the_disk_that_passes_costs_nothing(run, monkeypatch, match, number):
+    monkeypatch.setattr(evidence.time, "sleep", lambda _: None)
+    with failing_opens(match, number, times=2) as left:
+        assert restore_newest(Checkpoints(run), ABSTRACT).step == 3
+        assert left[0] == 0
+    assert not (run / "checkpoints" / "damaged").exists()
+
+
+@pytest.mark.parametrize("match", [*FILES, "_CHECKPOINT_METADATA", "_METADATA", "description"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_an_error_of_the_disk_that_stays_moves_nothing(run, monkeypatch, match, number):
+    monkeypatch.setattr(evidence.time, "sleep", lambda _: None)
+    before = sorted(str(p) for p in run.rglob("*"))
+    with failing_opens(match, number), pytest.raises(Unreadable) as raised:
+        restore_newest(Checkpoints(run), ABSTRACT)
+    text = str(raised.value)
+    assert match in text and errno.errorcode[number] in text and "\n" not in text
+    assert sorted(str(p) for p in run.rglob("*")) == before
+    assert restore_newest(Checkpoints(run), ABSTRACT).step == 3
+
+
+def test_values_that_cannot_be_read_now_move_nothing(run, monkeypatch):
+    monkeypatch.setattr(evidence.time, "sleep", lambda _: None)
+    file = values_file(run, 3)
+    file.rename(run / "kept")
+    file.symlink_to(file)  # ELOOP: what opening it gives, whoever asks
+    with pytest.raises(Unreadable, match=f"{file} can't be read now: .*ELOOP"):
+        restore_newest(Checkpoints(run), ABSTRACT)
+    file.unlink()
+    (run / "kept").rename(file)
+    assert restore_newest(Checkpoints(run), ABSTRACT).step == 3
+
+
+def test_the_disk_behind_an_error_of_tensorstore():
+    said = "UNKNOWN: Error reading local file \"x\": Failed to open [os_error_code='%s']"
+    assert evidence.system_error(ValueError(said % "5")) is not None
+    assert evidence.system_error(ValueError(said % "ESTALE")) is not None
+    assert evidence.system_error(ValueError(said % "2")) is None
+    assert evidence.system_error(ValueError(said % "ENOENT")) is None
+    assert evidence.system_error(ValueError("CRC-32C mismatch")) is None
+    wrapped = ValueError("loading failed")
+    wrapped.__cause__ = OSError(errno.ESTALE, "Stale file handle")
+    assert evidence.system_error(wrapped) is wrapped.__cause__
+
+
+def test_what_a_kill_in_retention_leaves_is_no_damage(run, caplog):
+    checkpoints = Checkpoints(run)
+    layout.note_leaving(checkpoints.folder, [1, 2])
+    shutil.rmtree(run / "checkpoints" / "1" / "state")  # and killed here, before 2
+    assert restore_newest(checkpoints, ABSTRACT).step == 3
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["2", "3"]
+    assert caplog.text == ""
 
 
 def test_a_checkpoint_of_another_model_is_not_taken_for_a_damaged_one(run):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import wait_until
 
 from t5x_lite.programs.supervisor import supervise, train_command
 
@@ -32,6 +33,7 @@ def starts(tmp_path) -> int:
         ("sys.exit(0)", 3, 0, 1),
         ("sys.exit(2)", 3, 2, 1),  # a mistake in the config is one the second time, too
         ("sys.exit(130)", 3, 130, 1),
+        ("sys.exit(143)", 3, 143, 1),  # saved on request: who asked may start it again
         ("sys.exit(1)", 2, 1, 3),
         ("os.kill(os.getpid(), signal.SIGKILL)", 1, 137, 2),
         ("sys.exit(1 if n < 3 else 0)", 5, 0, 3),
@@ -59,7 +61,7 @@ def test_a_long_run_between_two_crashes_starts_the_count_again(tmp_path):
     assert starts(tmp_path) == 6
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_reaches_the_child_and_nothing_is_started_again(tmp_path, number):
     code = (
         "signal.signal(signal.%s, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(600)"
@@ -77,6 +79,33 @@ def test_a_signal_reaches_the_child_and_nothing_is_started_again(tmp_path, numbe
     assert parent.wait(120) == 0
     parent.stdout.close()
     assert starts(tmp_path) == 1
+
+
+def test_a_supervisor_that_is_killed_takes_its_child_along(tmp_path):
+    code = """
+from t5x_lite import parent
+parent.follow()
+def leave(*_):
+    Path(file.parent / 'saved').touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, leave)
+print('up', flush=True)
+time.sleep(600)
+"""
+    script = (
+        "import sys; from t5x_lite.programs.supervisor import supervise;"
+        f"sys.exit(supervise({child(tmp_path, code)!r}, 3))"
+    ).replace("'-S', ", "")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout.readline() == "up\n"
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: (tmp_path / "saved").exists())
+    assert parent.stdout.read() == ""  # nobody holds it open any more
+    parent.stdout.close()
 
 
 def test_the_childs_command():

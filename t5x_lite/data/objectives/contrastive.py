@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
+import gin
 import numpy as np
 
 from t5x_lite.data.objectives.base import Example, Lengths, length_of, special_ids
@@ -31,6 +32,7 @@ class _Pairs:
         return np.concatenate([start, tokens])
 
 
+@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class DropoutPairs(_Pairs):
     """Unsupervised SimCSE (Gao et al., arXiv:2104.08821): a text is its own pair.
@@ -48,6 +50,7 @@ class DropoutPairs(_Pairs):
         return {"anchor": text, "positive": text}
 
 
+@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class GivenPairs(_Pairs):
     """Supervised SimCSE (arXiv:2104.08821): records {"anchor": str, "positive": str}.
