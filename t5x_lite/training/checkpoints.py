@@ -22,7 +22,7 @@ import os
 import re
 import zlib
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -313,7 +313,7 @@ class Checkpoints:
             *(step, cause, ([None, *steps])[-1] or "none"),
         )
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind, *exception) -> None:
