@@ -43,7 +43,6 @@ def grown(folder: Path, times: int, workers: int, unit_mb: float) -> None:
     from t5x_lite.corpus.pipeline import build
     from t5x_lite.corpus.settings import Corpus
 
-    config.register_all_corpus()
     given = [f"INPUT='{folder}/{times}'", f"OUTPUT='{folder}/grown'", f"NAME='times{times}'",
              "GopherQuality.by_spaces=True"]  # fmt: skip
     config.parse(["corpus/web_en.gin"], given, (), "Corpus")

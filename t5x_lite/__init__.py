@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # name -> the module that defines it
 _NAMES = {
     "UserError": "errors",
+    "register": "registry",
     "Model": "models",
     "TransformerConfig": "models",
     "Task": "data.tasks",

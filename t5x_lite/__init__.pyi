@@ -38,6 +38,7 @@ from t5x_lite.interop.pretrained import (
 from t5x_lite.models import Model as Model, TransformerConfig as TransformerConfig
 from t5x_lite.parallel.mesh import MeshConfig as MeshConfig, make_mesh as make_mesh
 from t5x_lite.parallel.rules import use_mesh as use_mesh
+from t5x_lite.registry import register as register
 from t5x_lite.training.setup import set_up as set_up
 from t5x_lite.training.optimizers import (
     Adafactor as Adafactor,

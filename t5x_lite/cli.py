@@ -158,7 +158,6 @@ def _run(argv: list[str]) -> int:
         if not args.gin_file and not args.gin_bindings:
             shipped = gin_files.shipped_gin_configs()
             raise UserError(f"{args.verb} needs --gin_file=FILE (shipped ones are in {shipped})")
-        config.register_all()
         config.parse(
             args.gin_file,
             args.gin_bindings,

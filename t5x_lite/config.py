@@ -13,66 +13,18 @@ import os
 import re
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import gin
 from gin import config_parser
 
 from t5x_lite import config_checks as checks
+from t5x_lite import registry
 from t5x_lite.config_checks import MACRO, Binding, Placeholders, Reference
 from t5x_lite.errors import UserError
 from t5x_lite.gin_files import find_gin_file, is_foreign, is_url, read_gin_file
 from t5x_lite.moved_runs import relocated, run_folder
-
-# Those of the verb `corpus`, which needs none of the others (and no jax).
-CORPUS_MODULES = (
-    "t5x_lite.corpus.c4",
-    "t5x_lite.corpus.code",
-    "t5x_lite.corpus.fineweb",
-    "t5x_lite.corpus.gopher",
-    "t5x_lite.corpus.language",
-    "t5x_lite.corpus.limits",
-    "t5x_lite.corpus.perplexity",
-    "t5x_lite.corpus.pii",
-    "t5x_lite.corpus.roots",
-    "t5x_lite.corpus.settings",  # and what it is made of: reader, duplicates, mix, tokenizer
-)
-
-# Every module with a @gin.configurable; imported by `register_all` before a config is read.
-CONFIGURABLE_MODULES = (
-    *CORPUS_MODULES,
-    "t5x_lite.data.sources",
-    "t5x_lite.data.vocabulary",
-    "t5x_lite.data.sentencepiece_training",
-    "t5x_lite.data.trained_vocabulary",
-    "t5x_lite.data.huggingface",
-    "t5x_lite.data.objectives",
-    "t5x_lite.data.preprocessors",
-    "t5x_lite.data.templates",
-    "t5x_lite.data.task_data",
-    "t5x_lite.data.chat",
-    "t5x_lite.data.conversations",
-    "t5x_lite.data.tasks",
-    "t5x_lite.data.loader",
-    "t5x_lite.models",
-    "t5x_lite.parallel.mesh",
-    "t5x_lite.evaluation.metrics",
-    "t5x_lite.evaluation.predictions",
-    "t5x_lite.training.schedules",
-    "t5x_lite.training.optimizers",
-    "t5x_lite.training.retention",
-    "t5x_lite.training.pair_losses",
-    "t5x_lite.training.head_losses",
-    "t5x_lite.training.services",
-    "t5x_lite.training.watches",
-    "t5x_lite.training.telemetry",
-    "t5x_lite.programs.early_stopping",
-    "t5x_lite.programs.embed",
-    "t5x_lite.programs.train",
-    "t5x_lite.programs.eval",
-    "t5x_lite.programs.infer",
-    "t5x_lite.serve.settings",
-)
 
 _KEY = re.compile(r"[A-Za-z_][\w./]*")
 _PATH = re.compile(r"(/|\./|\.\./|~|[A-Za-z][A-Za-z0-9+.-]*://)")
@@ -80,18 +32,6 @@ _LITERALS = {"true": "True", "false": "False", "none": "None", "null": "None"}
 
 _scopes: set[str] = set()  # scopes that Python code enters by itself: see declare_scope
 _given: list[Binding] = []  # what the last parse() took from its `bindings`
-
-
-def register_all() -> None:
-    """Imports every module that has configurables (this imports jax)."""
-    for module in CONFIGURABLE_MODULES:
-        importlib.import_module(module)
-
-
-def register_all_corpus() -> None:
-    """Imports the modules whose configurables the verb `corpus` uses (none imports jax)."""
-    for module in CORPUS_MODULES:
-        importlib.import_module(module)
 
 
 def parse(
@@ -173,20 +113,43 @@ def fresh() -> Iterator[None]:
         _given[:] = given
 
 
-def evaluate(key: str):
-    """The value bound to "name.parameter", with its references called.
+def call(name: str, **given: Any) -> Any:
+    """Calls a configurable with what the config binds to it, and what the caller gives.
+
+    Programs make what they need of a config by this, and by `evaluate`, alone: whatever Python
+    calls by itself is what its arguments say.
+    """
+    function, arguments = registry.arguments(checks.find_configurable(name, "a program"), given)
+    return function(**arguments)
+
+
+def evaluate(key: str, given: Mapping[str, Any] | None = None) -> Any:
+    """The value bound to "name.parameter", with its references called, or what is implied.
 
     Only this parameter is built, not its neighbours: a vocabulary can be trained from the task of
     a config whose model would already need that vocabulary.
 
+    given: other arguments, by which implied.py decides where nothing is bound.
+
     Raises:
-      UserError: if nothing is bound to it.
+      UserError: if nothing is bound to it, and nothing implied.
     """
     try:
         value = gin.query_parameter(key)
     except ValueError as error:
-        raise UserError(f"the config gives no {key}: bind it in a gin file") from error
-    return copy.deepcopy(value)  # gin calls references when they are copied
+        owner, _, parameter = key.rpartition("/")[2].rpartition(".")
+        value = registry.implied(owner.rpartition(".")[2], parameter, given or {})
+        if value is None:
+            raise UserError(f"the config gives no {key}: bind it in a gin file") from error
+        return value
+    return registry.without_gin(copy.deepcopy(value))  # gin calls references in a copy
+
+
+def bound(parameter: str) -> Iterator[str]:
+    """The keys, "scope/name.parameter", under which the config binds a parameter of this name."""
+    for (scope, selector), values in list(gin.config._CONFIG.items()):
+        if parameter in values:
+            yield f"{scope}/{selector}.{parameter}" if scope else f"{selector}.{parameter}"
 
 
 def require(name: str, given: Iterable[str] = ()) -> None:

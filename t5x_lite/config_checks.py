@@ -6,13 +6,14 @@ to be right. The checks look at gin's registry rather than at its error texts, w
 
 import dataclasses
 import difflib
-import inspect
 from collections.abc import Iterable, Iterator
 
 import gin
 from gin import config_parser
 
+from t5x_lite import registry
 from t5x_lite.errors import UserError
+from t5x_lite.signatures import Signature, signature_of
 
 MACRO = "gin.macro"
 
@@ -90,33 +91,24 @@ def find_configurable(selector: str, where: str):
 
 def check_parameter(configurable, name: str, where: str) -> None:
     """Raises a UserError if the configurable has no parameter of this name."""
-    parameters = _parameters(configurable)
-    if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
-    names = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
-    if name not in names:
-        hint = nearest(name, names) or f" It has: {', '.join(names) or 'none'}."
+    names = parameters(configurable)
+    if names is not None and name not in names:
+        hint = nearest(name, names.keys()) or f" It has: {', '.join(names) or 'none'}."
         raise UserError(f"'{configurable.name}' has no parameter '{name}' ({where}).{hint}")
 
 
 def needed_parameters(configurable) -> list[str]:
     """The parameters without a default."""
-    return [
-        p.name
-        for p in _parameters(configurable) or ()
-        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        and (p.default is p.empty or p.default is gin.REQUIRED)
-    ]
+    return [name for name, p in (parameters(configurable) or {}).items() if p.needed]
 
 
-def _parameters(configurable) -> list[inspect.Parameter] | None:
-    """The parameters that gin may bind, or None if the signature cannot be known."""
-    try:
-        found = inspect.signature(configurable.wrapped).parameters.values()
-    except (TypeError, ValueError):  # builtins
-        return None
-    allow, deny = configurable.allowlist, configurable.denylist or ()
-    return [p for p in found if p.name not in deny and (not allow or p.name in allow)]
+def parameters(configurable) -> Signature:
+    """The parameters that gin may bind, or None if any name will do, or isn't known."""
+    found = registry.entry(configurable)
+    if found is not None:
+        return found.parameters
+    hidden, shown = configurable.denylist or (), configurable.allowlist
+    return signature_of(configurable.wrapped, hidden, shown)
 
 
 def _configurables() -> list:
@@ -133,7 +125,7 @@ def check_macros_used(bindings: list[Binding]) -> None:
     for b in bindings:
         if b.selector == MACRO and b.name not in used:
             owners = [c.name for c in _configurables()
-                      if any(p.name == b.name for p in _parameters(c) or ())]  # fmt: skip
+                      if b.name in (parameters(c) or ())]  # fmt: skip
             hint = nearest(b.name, used) or _quoted(f"{owner}.{b.name}" for owner in owners[:3])
             raise UserError(f"nothing in the config uses %{b.name} ({b.where}).{hint}")
 

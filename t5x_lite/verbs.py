@@ -123,7 +123,8 @@ _CONVERT: tuple[Flag, ...] = (
     ("--config", dict(metavar="FILE",
      help="the model, where the folder doesn't say it: a gin file with MODEL, or a config.json")),
     ("--vocabulary", dict(metavar="FILE",
-     help="a SentencePiece .model, a tokenizer.json, or 'bytes' (default: what is found)")),
+     help="a SentencePiece .model, a tokenizer.json, 'bytes', or 'none': ids as they "
+     "are (default: what is found)")),
 )  # fmt: skip
 _REPORT: tuple[Flag, ...] = (
     ("runs", dict(nargs="+", metavar="RUN", help="a run's folder; several are compared")),

@@ -101,7 +101,7 @@ def test_library_names_are_these():
         "TextToText", "TfRecords", "Tfds", "TrainState", "TrainedVocabulary", "TransformerConfig",
         "UserError", "__version__", "abstract_state", "cosine", "eval_batches", "from_pretrained",
         "generate", "init_state", "make_eval_step", "make_mesh", "make_train_step", "open_files",
-        "save_pretrained", "set_up", "train_sentencepiece", "use_mesh",
+        "register", "save_pretrained", "set_up", "train_sentencepiece", "use_mesh",
     ]  # fmt: skip
 
 
@@ -254,12 +254,11 @@ def test_exit_status_and_what_is_printed(verb, capsys):
     assert cli.main(["toast"]) == 7
 
 
-def test_a_verb_with_a_root_gets_its_config(verb, capsys, monkeypatch):
+def test_a_verb_with_a_root_gets_its_config(verb, capsys):
     import gin
 
     seen = []
     toast = gin.external_configurable(lambda bread, heat=1: seen.append(bread), name="cli_toast")
-    monkeypatch.setattr(config, "CONFIGURABLE_MODULES", ())
     verb(lambda args: toast() or 0, gin=True, root="cli_toast")
     Path("t.gin").write_text("cli_toast.bread = 'rye'")
     assert cli.main(["toast", "--gin_file=t.gin"]) == 0

@@ -201,7 +201,6 @@ def test_scripts_are_called_as_they_want_to_be(folder):
 
 def test_names_in_the_pages_exist():
     """Every `Name.parameter` in backquotes; of the tables of from_t5x.md their right column."""
-    config.register_all()
     checked, wrong = 0, []
     for page in PAGES:
         for line in page.read_text().splitlines():

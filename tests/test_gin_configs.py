@@ -6,7 +6,6 @@ import pytest
 import t5x_lite as tl
 from t5x_lite import config, gin_files
 from t5x_lite.models import Model
-from t5x_lite.programs.train import train
 from t5x_lite.training import checkpoint_layout as layout
 from t5x_lite.training.trainable import Trainable
 
@@ -86,7 +85,6 @@ def model_of(name: str) -> Model:
 
 @pytest.fixture(autouse=True)
 def fresh_config():
-    config.register_all()
     with config.fresh():
         yield
 
@@ -114,7 +112,7 @@ def test_recipes_parse_build_and_lower_on_eight_devices(name, tmp_path, capsys):
         if f"%{macro}" in _all_text(name):
             bindings.append(f"{macro}='nowhere'")
     config.parse([name], bindings)
-    numbers = train(dry_run=True)
+    numbers = config.call("train", dry_run=True)
     printed = capsys.readouterr().out
     assert "token_embedder/embedding" in printed and "train.batch_size" in printed
     assert "mesh data=2 x fsdp=4" in numbers["devices"]

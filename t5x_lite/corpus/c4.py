@@ -4,8 +4,7 @@ import dataclasses
 import heapq
 import re
 
-import gin
-
+from t5x_lite.corpus.code_languages import is_code
 from t5x_lite.corpus.steps import Document, Filter, Step, count, rule
 from t5x_lite.corpus.text import count_sentences
 from t5x_lite.lines import split_lines
@@ -17,7 +16,6 @@ _POLICIES = (
 )  # fmt: skip
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class C4(Step):
     """Drops lines that aren't sentences, then pages with too few of them.
@@ -81,17 +79,18 @@ class C4(Step):
         return None
 
     def __call__(self, document: Document) -> str | None:
+        if is_code(document):
+            return None
         name = type(self).__name__
         text, broken, removed = self.clean(document["text"])
         if broken:
             return f"{name}/{broken}"
-        for reason, lines in removed.items():
-            count(document, f"lines removed: {name}/{reason}", lines)
+        for reason, number in removed.items():
+            count(document, f"lines removed: {name}/{reason}", number)
         document["text"] = text
         return None
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class C4Tfds(C4):
     """C4 with the thresholds of TFDS's c4 (4.9), which made the published dataset."""
@@ -111,7 +110,6 @@ class C4Tfds(C4):
         return super().clean(text)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class C4Paragraphs(Filter):
     """mC4's rule of three long lines."""

@@ -7,15 +7,14 @@ moves a few arrays a unit, not a record for each hash of each document.
 
 import dataclasses
 import hashlib
+import re
 
-import gin
 import numpy as np
 
-from t5x_lite.corpus.text import comparable
+from t5x_lite.corpus.text import comparable, exact_form, units
 from t5x_lite.errors import UserError
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
     """What counts as a duplicate. The defaults are FineWeb's: 14 bands of 8 hashes of 5 words.
@@ -24,9 +23,12 @@ class Duplicates:
     for s = 0.5, 0.56 for 0.7, 0.77 for 0.75, 0.92 for 0.8.
 
     Args:
-      exact: drop documents whose text is the same but for case, accents, numbers and punctuation.
-      near: drop documents that share a band of MinHashes; chains of them count as one group.
-      ngram, bands, rows, seed: of MinHash.
+      exact: drop documents whose text is the same but for case, white space and punctuation at the
+        ends of words; letters, marks, digits and operators count, and in source code all does.
+      near: drop documents that share a band of MinHashes; chains of them count as one group. They
+        are of text without accents, punctuation and numbers; source code counts as it is written.
+      ngram, bands, rows, seed: of MinHash; n-grams of words, in scripts without spaces of
+        characters.
       lines: drop lines that stood anywhere before, as C4 does (lower case, ends stripped).
       min_line_characters: shorter lines are never dropped.
       min_sentences: a document with fewer left after that is dropped (C4: 3).
@@ -53,17 +55,21 @@ class Duplicates:
             if getattr(self, name) < 1:
                 raise UserError(f"Duplicates.{name} is {getattr(self, name)}; use 1 or more.")
 
-    def keys(self, text: str) -> np.ndarray:
-        """uint64 [1 + bands]: the exact key, then one for each band (only those switched on)."""
-        plain = comparable(text)
-        found = [np.array([_hash64(plain or text)], np.uint64)] if self.exact else []
+    def keys(self, text: str, code: bool = False) -> np.ndarray:
+        """uint64 [1 + bands]: the exact key, then one for each band (only those switched on).
+
+        code: `text` is source code.
+        """
+        found = []
+        if self.exact:
+            found.append(np.array([_hash64(exact_form(text, code) or text)], np.uint64))
         if self.near:
-            found.append(self.band_keys(plain or text))
+            found.append(self.band_keys(_tokens(text) if code else units(comparable(text)), text))
         return np.concatenate(found) if found else np.zeros(0, np.uint64)
 
-    def band_keys(self, plain: str) -> np.ndarray:
-        """uint64 [bands] of text that `comparable` made."""
-        parts = plain.split()
+    def band_keys(self, parts: list[str], text: str) -> np.ndarray:
+        """uint64 [bands] of a text's words (or characters); of the text itself if it has none."""
+        parts = parts or [text]
         grams = {
             " ".join(parts[i : i + self.ngram]) for i in range(max(1, len(parts) - self.ngram + 1))
         }
@@ -75,6 +81,14 @@ class Duplicates:
         """Of the columns of `keys`."""
         bands = [f"band {i}" for i in range(self.bands)] if self.near else []
         return ["exact"] * self.exact + bands
+
+
+_TOKEN = re.compile(r"\w+|[^\w\s]+")
+
+
+def _tokens(text: str) -> list[str]:
+    """Of source code: names, numbers and operators."""
+    return _TOKEN.findall(text)
 
 
 def _minhash(number: int, seed: int, grams: set[str]) -> list[int]:

@@ -2,17 +2,10 @@
 
 import dataclasses
 
-import gin
-
 from t5x_lite.corpus.steps import Filter, rule
-from t5x_lite.corpus.text import repeated, words
-
-# Marks that end a sentence in the scripts of the world, as far as one needs them here.
-END_MARKS = tuple(".!?\u2026\u0589\u061f\u06d4\u0700\u0964\u0965\u104a\u104b\u1362\u3002\uff01"
-                  "\uff0e\uff1f\uff61")  # fmt: skip
+from t5x_lite.corpus.text import end_marks, repeated, words
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class FineWeb(Filter):
     """Lists, short lines, and repeated lines; as in datatrove 0.10."""
@@ -32,7 +25,7 @@ class FineWeb(Filter):
         if not lines:
             return "empty"
         if self.min_end_mark_lines is not None:
-            ended = sum(line.endswith(END_MARKS) for line in lines)
+            ended = sum(line.endswith(end_marks()) for line in lines)
             if ended / len(lines) < self.min_end_mark_lines:
                 return "end_mark_lines"
         if self.max_short_lines is not None:

@@ -7,8 +7,6 @@ import string
 import unicodedata
 from collections import Counter
 
-import gin
-
 from t5x_lite.corpus.steps import Filter, rule
 from t5x_lite.corpus.text import repeated, words
 from t5x_lite.lines import split_lines
@@ -18,7 +16,6 @@ _LINES = re.compile(r"\n+")
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class GopherQuality(Filter):
     """Length, word length, symbols, bullets, ellipses, letters, stop words; as in datatrove 0.10.
@@ -90,7 +87,6 @@ class GopherQuality(Filter):
         return None
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class GopherRepetition(Filter):
     """Repeated lines, paragraphs and n-grams of words, as shares of the text's characters.

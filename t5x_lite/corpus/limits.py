@@ -6,34 +6,36 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import gin
-
+from t5x_lite.corpus.code_languages import is_code
 from t5x_lite.corpus.steps import Document, Filter, Step, count, rule
-from t5x_lite.corpus.text import comparable, repair
+from t5x_lite.corpus.text import comparable, is_unspaced, repair, repair_code, units
 from t5x_lite.errors import UserError
 from t5x_lite.lines import read_lines
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Repair(Step):
-    """Mends encodings and normalises Unicode: see `text.repair`. form: "NFC" or "NFKC"."""
+    """Mends encodings and normalises Unicode: see `text.repair`. form: "NFC" or "NFKC".
+
+    Of source code only the ends of lines, and control characters.
+    """
 
     form: str = "NFC"
 
     def __call__(self, document: Document) -> str | None:
-        text = repair(document["text"], self.form)
+        code = is_code(document)
+        text = repair_code(document["text"]) if code else repair(document["text"], self.form)
         count(document, "repaired", int(text != document["text"].strip()))
         document["text"] = text
         return None if text else "Repair/empty"
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Limits(Filter):
     """Length, and symbols against letters."""
 
     SOURCE = "ours"
+    PROSE = False
 
     min_characters: int | None = rule(1, "short", "characters, at least")
     max_characters: int | None = rule(1_000_000, "long", "characters, at most")
@@ -52,7 +54,6 @@ class Limits(Filter):
         return None
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Blocklist(Step):
     """Drops pages of listed hosts, and texts with listed words.
@@ -78,14 +79,15 @@ class Blocklist(Step):
         return None
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Decontaminate(Step):
     """Drops, or counts, documents that share a run of words or an address with evaluation data.
 
     files: of evaluation texts, an example a line. n: words in a run; 13 is GPT-3's (Brown et al.
-    2020, appendix C). Shorter examples, of four words or more, count as a whole. urls: a file of
-    addresses. drop: False only counts, for the data card, which names each file either way.
+    2020, appendix C). A character of a script without spaces counts as half a word. Shorter
+    examples, of four words or more, count as a whole. Case, punctuation and accents don't count,
+    numbers do. urls: a file of addresses. drop: False only counts, for the data card, which names
+    each file either way.
     """
 
     SOURCE = "Brown et al. 2020, C"
@@ -108,29 +110,36 @@ class Decontaminate(Step):
 
     def _overlap(self, text: str) -> str | None:
         """The first file with a run of the text."""
-        runs, shortest = _runs(self.files, self.n)
-        words = comparable(text).split()
-        for size in range(shortest, self.n + 1):
-            for gram in zip(*(words[i:] for i in range(size)), strict=False):
-                if gram in runs:
-                    return self.files[runs[gram]]
+        runs = _runs(self.files, self.n)
+        found = _run_units(text)
+        for size, known in sorted(runs.items()):
+            for gram in zip(*(found[i:] for i in range(size)), strict=False):
+                if gram in known:
+                    return self.files[known[gram]]
         return None
 
 
+def _run_units(text: str) -> list[str]:
+    return units(comparable(text, digits=True))
+
+
 @functools.lru_cache(maxsize=8)
-def _runs(files: tuple[str, ...], n: int) -> tuple[dict[tuple[str, ...], int], int]:
-    """({run: number of the first file that has it}, words of the shortest)."""
-    runs: dict[tuple[str, ...], int] = {}
-    shortest = n
+def _runs(files: tuple[str, ...], n: int) -> dict[int, dict[tuple[str, ...], int]]:
+    """{units of a run: {run: number of the first file that has it}}."""
+    runs: dict[int, dict[tuple[str, ...], int]] = {}
     for number, file in enumerate(files):
         for line in _read(file):
-            example = comparable(line).split()
-            if 4 <= len(example) < n:  # shorter ones are in everything
-                shortest = min(shortest, len(example))
-                runs.setdefault(tuple(example), number)
-            for gram in zip(*(example[i:] for i in range(n)), strict=False):
-                runs.setdefault(gram, number)
-    return runs, shortest
+            example = _run_units(line)
+            characters = sum(map(is_unspaced, example))
+            size = 2 * n if 2 * characters > len(example) else n
+            if len(example) < size:
+                if len(example) - characters / 2 < 4:  # shorter ones are in everything
+                    continue
+                size = len(example)
+            known = runs.setdefault(size, {})
+            for gram in zip(*(example[i:] for i in range(size)), strict=False):
+                known.setdefault(gram, number)
+    return runs
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,12 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 
-import gin
-
 from t5x_lite.errors import UserError, did_you_mean
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Mix:
     """Copies of each document by its group: 0.3 keeps 30 % of them, 2.5 makes two or three of each.

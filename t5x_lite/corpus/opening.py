@@ -1,11 +1,15 @@
 """Files opened so that nothing in them can fill memory: packed ones, torn ones, endless lines."""
 
 import bz2
+import codecs
 import lzma
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
+
+from t5x_lite.corpus.encodings import decoded as decoded
+from t5x_lite.corpus.encodings import in_two_bytes
 
 MB = 1 << 20
 _TORN = (EOFError, zlib.error, lzma.LZMAError, ValueError)
@@ -24,6 +28,19 @@ class Problems:
         named = self.examples.setdefault(kind, [])
         if len(named) < self._kept:
             named.append(where)
+
+    def take(self) -> tuple[dict[str, int], dict[str, list[str]]]:
+        """(counts, examples) since it was last called."""
+        taken = dict(self.counts), self.examples
+        self.counts, self.examples = Counter(), {}
+        return taken
+
+    def merge(self, counts: Mapping[str, int], examples: Mapping[str, list[str]]) -> None:
+        """Adds what another object took."""
+        self.counts.update(counts)
+        for kind, named in examples.items():
+            known = self.examples.setdefault(kind, [])
+            known += named[: self._kept - len(known)]
 
 
 class Bomb(Exception):
@@ -61,9 +78,15 @@ class Stream:
 
     def peek(self, size: int) -> bytes:
         """The next bytes, which stay to be read."""
-        if len(self._ahead) < size:
+        if len(self._ahead) < size and not (self._torn and self._ahead):
             self._ahead += self._more(size - len(self._ahead))
         return self._ahead[:size]
+
+    def transcode(self, codec: str) -> None:
+        """From here on reads UTF-8 in the place of `codec`."""
+        if codec != "utf-8":
+            ahead, self._ahead = self._ahead, b""
+            self._file = _Transcoded(self._file, ahead, codec)
 
     def lines(self, limit: int) -> Iterator[bytes | None]:
         """Lines with their ends; None for one longer than `limit` bytes, which is passed over."""
@@ -107,6 +130,23 @@ class Stream:
         return b"".join(parts)
 
 
+class _Transcoded:
+    """A file in another encoding, as UTF-8; what doesn't fit is U+FFFD."""
+
+    def __init__(self, file: Any, ahead: bytes, codec: str):
+        self._file, self._ahead, self._ready = file, ahead, b""
+        self._decoder = codecs.getincrementaldecoder(codec)(errors="replace")
+
+    def read(self, size: int) -> bytes:
+        while not self._ready:
+            data, self._ahead = self._ahead or self._file.read(size), b""
+            self._ready = self._decoder.decode(data, final=not data).encode(errors="replace")
+            if not data:
+                break
+        out, self._ready = self._ready[:size], self._ready[size:]
+        return out
+
+
 class _Gzip:
     """Reads gzip members one after the other; unlike GzipFile, hands out all before a damage."""
 
@@ -139,11 +179,11 @@ class _Gzip:
 
 def _unpacked(file: BinaryIO, name: str) -> Any:
     name = name.lower()
-    if name.endswith(".gz"):
+    if name.endswith((".gz", ".tgz")):
         return _Gzip(file)
-    if name.endswith(".bz2"):
+    if name.endswith((".bz2", ".tbz", ".tbz2")):
         return bz2.BZ2File(file)
-    if name.endswith(".xz"):
+    if name.endswith((".xz", ".txz")):
         return lzma.LZMAFile(file)
     if name.endswith((".zst", ".zstd")):
         import zstandard
@@ -154,25 +194,7 @@ def _unpacked(file: BinaryIO, name: str) -> Any:
 
 def is_binary(head: bytes) -> bool:
     """Whether the first bytes of a file are no text in any common encoding."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return False  # UTF-16 with its mark
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or in_two_bytes(head) is not None:
+        return False  # UTF-16 or UTF-32
     control = sum(b < 32 and b not in b"\t\n\r\f\x1b" for b in head)
     return b"\0" in head or control > 0.05 * len(head)
-
-
-def decoded(data: bytes, declared: str | None = None) -> str:
-    """Text of unknown encoding: its mark, UTF-8, what was declared, then the likeliest."""
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"),
-                           (b"\xfe\xff", "utf-16")):  # fmt: skip
-        if data.startswith(mark):
-            return data.decode(encoding, errors="replace")
-    for encoding in ("utf-8", declared):
-        try:
-            if encoding:
-                return data.decode(encoding)
-        except (UnicodeError, LookupError):
-            continue
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(data[: MB // 16]).best()
-    return data.decode(best.encoding if best else "utf-8", errors="replace")

@@ -10,8 +10,6 @@ import math
 from collections import Counter
 from pathlib import Path
 
-import gin
-
 from t5x_lite.corpus.steps import Document, Step, rule
 from t5x_lite.errors import UserError
 
@@ -46,7 +44,6 @@ class CharacterModel:
         return total / max(len(text) - self.order + 1, 1)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Perplexity(Step):
     """Sets the score `bits_per_character`, and drops documents outside of two limits.

@@ -3,44 +3,61 @@
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-import gin
-
-from t5x_lite.corpus import web
-from t5x_lite.corpus.code import BY_SUFFIX
-from t5x_lite.corpus.opening import Bomb, Problems, Stream, Torn, decoded, is_binary
-from t5x_lite.corpus.pdf import pdf_text
+from t5x_lite.corpus import formats
+from t5x_lite.corpus.code_languages import BY_SUFFIX, DOCUMENT_SUFFIXES, language_of
+from t5x_lite.corpus.formats import Item, Opened
+from t5x_lite.corpus.opening import Bomb, Problems, Stream, Torn, is_binary
 from t5x_lite.corpus.steps import Document
 from t5x_lite.errors import UserError
 
 _PACKED = re.compile(r"\.(gz|bz2|xz|zst|zstd)$", re.IGNORECASE)
-_TEXT = {"txt", "text", "md", "rst", "tex", "log", ""}
+_TAR = re.compile(r"\.(?:tar(?:\.(?:gz|bz2|xz|zst|zstd))?|tgz|tbz2?|txz)$", re.IGNORECASE)
+# kind: (suffixes, function, whether the file is text)
+_FORMATS = {
+    "text": ("txt text md rst tex log", formats.text, True),
+    "json_lines": ("jsonl ndjson json", formats.json_lines, True),
+    "table": ("csv tsv", formats.table, True),
+    "parquet": ("parquet", formats.parquet, False),
+    "arrow": ("arrow feather", formats.arrow, False),
+    "warc": ("warc wet", formats.warc, False),
+    "html": ("html htm xhtml", formats.html, True),
+    "xml": ("xml", formats.xml, True),
+    "notebook": ("ipynb", formats.notebook, True),
+    "epub": ("epub", formats.epub, False),
+    "pdf": ("pdf", formats.pdf, False),
+}
+_BY_SUFFIX = {s: kind for kind, (suffixes, *_) in _FORMATS.items() for s in suffixes.split()}
+_ARCHIVES = {"zip": formats.zip_members, "tar": formats.tar_members}
+_END = object()
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """How files become documents.
 
-    Kinds are told by the names: .txt .md .rst (a document a file), .jsonl .json .ndjson, .parquet,
-    .warc .wet, .html, .xml (Wikipedia's dumps), source code, and .pdf if asked for; packed (PDF
-    isn't) as .gz .bz2 .xz .zst.
+    Kinds are told by the names: .txt .md .rst (a document a file), .jsonl .json .ndjson, .csv .tsv,
+    .parquet, .arrow, .warc .wet, .html, .epub, .ipynb, .xml (Wikipedia's dumps), source code, and
+    .pdf if asked for; packed as .gz .bz2 .xz .zst; and the members of .zip and .tar archives.
 
     Args:
-      text_field, url_field, ...: fields of JSON lines and Parquet rows.
+      text_field, url_field, ...: fields of rows of JSON, CSV, Parquet and Arrow; all but the text
+        are looked for in a row's "metadata", too.
       document: what a document of a text file is: "file", "paragraph" or "line".
       extractor: of the main text of HTML: "resiliparse", or "trafilatura" (slower, installed
         apart).
       max_document_bytes: longer ones are passed over and counted.
       max_ratio: of unpacked to packed bytes; see `Stream`.
-      code: read source trees' files, by their suffix, as code.
+      max_members: of an archive, that are read.
+      code: read source code, by the file's name and content.
+      tree: the input is source trees: .json, .html, .xml, .md, .tex and .ipynb files are source
+        code, too, and not documents or containers of them.
       pdf: read PDF files (30 ms a page; pypdf is installed apart), each with at most pdf_seconds of
         processor time and pdf_megabytes of memory.
     """
@@ -49,16 +66,27 @@ class Reader:
     url_field: str = "url"
     language_field: str = "language"
     license_field: str = "license"
+    id_field: str = "id"
     document: str = "file"
     extractor: str = "resiliparse"
     max_document_bytes: int = 10_000_000
     max_ratio: float = 200.0
+    max_members: int = 1_000_000
     code: bool = True
+    tree: bool = False
     pdf: bool = False
     pdf_seconds: int = 60
     pdf_megabytes: int = 1000
 
     def __post_init__(self):
+        if self.document not in ("file", "paragraph", "line"):
+            raise UserError(
+                f"Reader.document is {self.document!r}; use 'file', 'paragraph' or 'line'."
+            )
+        if self.extractor not in ("resiliparse", "trafilatura"):
+            raise UserError(
+                f"Reader.extractor is {self.extractor!r}; use 'resiliparse' or 'trafilatura'."
+            )
         if self.pdf and importlib.util.find_spec("pypdf") is None:
             raise UserError(
                 f"Reader.pdf needs pypdf, which isn't installed for {sys.executable}: "
@@ -70,197 +98,161 @@ class Reader:
 
         Never raises on what a file holds: that goes to `problems`.
         """
-        kind, read = self.kind(name)
+        for _, document in self.items(path, name, source, problems):
+            if document is not None:
+                yield document
+
+    def items(
+        self, path: str, name: str, source: str, problems: Problems, start: int = 0
+    ) -> Iterator[tuple[int, Document | None]]:
+        """(position, document or None) of a file's items from `start` on; those before cost little.
+
+        An item that fails is counted and named, and the next one is read.
+        """
+        found = self._open(path, name, problems)
+        for position in range(sys.maxsize):
+            where = f"{name} item {position + 1}"
+            item: Any = _END
+            with _Counted(problems, name, f"after {position} items"):
+                item = next(found, _END)
+            if item is _END:
+                return
+            if position < start:
+                continue
+            document = None
+            with _Counted(problems, where, kind="page that fails"):
+                given, shown = item
+                fields = given() if callable(given) else given
+                if fields is not None:
+                    document = _document(fields, shown, source, f"{name}\0{position}")
+            yield position, document
+
+    def _open(self, path: str, name: str, problems: Problems) -> Iterator[tuple[Item, str]]:
+        with open(path, "rb") as file:
+            yield from self._members(file, path, name, problems)
+
+    def _members(
+        self, file: Any, path: str, name: str, problems: Problems
+    ) -> Iterator[tuple[Item, str]]:
+        """(item, name of its file) of a file, or of all members of an archive."""
+        stream = Stream(file, name, self.max_ratio)
+        if archive := self._archive(name):
+            with Opened(self, stream, name, problems, path) as opened:
+                for number, (member, inner) in enumerate(_ARCHIVES[archive](opened)):
+                    shown = f"{name}/{member}"
+                    if number >= self.max_members:
+                        problems.add("archive with too many members", name)
+                        return
+                    if self._archive(member):
+                        problems.add("archive in an archive", shown)
+                        continue
+                    with _Counted(problems, shown):
+                        yield from self._members(inner, "", shown, problems)
+            return
+        kind, read = self.kind(name, stream)
         if read is None:
             problems.add("unknown kind of file", name)
             return
-        number = 0
-        try:
-            with open(path, "rb") as file:
-                stream = Stream(file, name, self.max_ratio)
-                if kind not in ("parquet", "warc", "pdf") and is_binary(stream.peek(8192)):
-                    problems.add("binary file with a text's name", name)
-                    return
-                for fields in read(self, stream, path, name, problems):
-                    yield _document(fields, name, source, number)
-                    number += 1
-        except Torn as error:
-            problems.add("torn packed file", f"{name} after {number} documents: {error}")
-        except Bomb as error:
-            problems.add("packed too tight", f"{name}: {error}")
-        except OSError as error:
-            problems.add("unreadable", f"{name}: {error.strerror or error}")
-        except MemoryError:
-            problems.add("too large", name)
+        if (kind == "code" or _FORMATS[kind][2]) and is_binary(stream.peek(8192)):
+            problems.add("binary file with a text's name", name)
+            return
+        with Opened(self, stream, name, problems, "" if stream.packed else path) as opened:
+            for item in read(opened):
+                yield item, name
 
-    def kind(self, name: str) -> tuple[str, Callable | None]:
-        """(kind, its function) by the name, without the suffix of packing."""
-        suffix = PurePosixPath(_PACKED.sub("", name)).suffix.lower().lstrip(".")
-        for kind, suffixes in _SUFFIXES.items():
-            if suffix in suffixes and (kind != "pdf" or (self.pdf and not _PACKED.search(name))):
-                return kind, _READERS[kind]
-        if self.code and suffix in BY_SUFFIX:
-            return "code", _READERS["code"]
-        return "unknown", None
+    def kind(self, name: str, stream: Stream | None = None) -> tuple[str, Any]:
+        """(kind, its function) by the name, without the suffix of packing, and the first bytes."""
+        bare = self.bare(name)
+        suffix = PurePosixPath(bare).suffix.lower().lstrip(".")
+        if self.code and self.tree and (suffix in DOCUMENT_SUFFIXES or suffix in BY_SUFFIX):
+            return ("notebook", formats.notebook) if suffix == "ipynb" else ("code", formats.code)
+        if suffix == "pdf" and (not self.pdf or _PACKED.search(name)):
+            return "unknown", None
+        if suffix in _BY_SUFFIX and PurePosixPath(bare).name.lower() != "cmakelists.txt":
+            return _BY_SUFFIX[suffix], _FORMATS[_BY_SUFFIX[suffix]][1]
+        if self.code:
+            head = stream.peek(256).decode("latin-1") if stream is not None else ""
+            if suffix in BY_SUFFIX or language_of(bare, head):
+                return "code", formats.code
+        return ("text", formats.text) if not suffix else ("unknown", None)
 
+    @staticmethod
+    def bare(name: str) -> str:
+        """A name without the suffix of packing."""
+        return _PACKED.sub("", name)
 
-def _document(fields: dict[str, Any], name: str, source: str, number: int) -> Document:
-    key = hashlib.blake2b(f"{source}\0{name}\0{number}".encode(errors="replace"), digest_size=10)
-    document = {"url": name, "language": "", "license": "", **fields}
-    for field, value in document.items():  # JSON may hold half a character, which UTF-8 can't
-        document[field] = value.encode(errors="replace").decode()
-    return document | {"id": key.hexdigest(), "source": source, "scores": {}}
+    @staticmethod
+    def _archive(name: str) -> str:
+        return "zip" if name.lower().endswith(".zip") else "tar" if _TAR.search(name) else ""
 
 
-def _whole(reader: Reader, stream: Stream, name: str, problems: Problems) -> bytes | None:
-    data = stream.read(reader.max_document_bytes + 1)
-    stream.check()  # half a document is none
-    if len(data) > reader.max_document_bytes:
-        problems.add("document too long", name)
-        return None
-    return data
+class _Counted:
+    """Whatever its block raises because of what a file holds becomes a problem."""
 
+    def __init__(self, problems: Problems, name: str, detail: str = "", kind: str = ""):
+        self._problems, self._name, self._detail, self._kind = problems, name, detail, kind
 
-def _text(reader, stream, path, name, problems):
-    if reader.document == "file":
-        data = _whole(reader, stream, name, problems)
-        if data is not None:
-            yield {"text": decoded(data)}
-        return
-    paragraph: list[str] = []
-    for line in _lines(reader, stream, name, problems):
-        text = decoded(line).rstrip("\r\n")
-        if reader.document == "line":
-            if text.strip():
-                yield {"text": text}
-        elif text.strip():
-            paragraph.append(text)
-        elif paragraph:
-            yield {"text": "\n".join(paragraph)}
-            paragraph = []
-    if paragraph:
-        yield {"text": "\n".join(paragraph)}
+    def __enter__(self) -> None:
+        pass
 
-
-def _lines(reader, stream, name, problems) -> Iterator[bytes]:
-    for number, line in enumerate(stream.lines(reader.max_document_bytes), 1):
-        if line is None:
-            problems.add("line too long", f"{name} line {number}")
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> bool:
+        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
+            return False
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        detail = f" {self._detail}" if self._detail else ""
+        if isinstance(error, Torn):
+            self._problems.add("torn packed file", f"{self._name}{detail}: {error}")
+        elif isinstance(error, Bomb):
+            self._problems.add("packed too tight", f"{self._name}: {error}")
+        elif isinstance(error, MemoryError):
+            self._problems.add("too large", self._name)
+        elif isinstance(error, OSError) and error.errno is not None:
+            self._problems.add("unreadable", f"{self._name}: {error.strerror or error}")
         else:
-            yield line
+            kind = self._kind or _damage(self._name)
+            self._problems.add(kind, f"{self._name}{detail}: {said}")
+        return True
 
 
-def _json_lines(reader, stream, path, name, problems):
-    for number, line in enumerate(_lines(reader, stream, name, problems), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-            yield _fields(reader, row)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            problems.add("no JSON with a text", f"{name} line {number}")
+def _damage(name: str) -> str:
+    kind = PurePosixPath(_PACKED.sub("", name)).suffix.lower()
+    names = {".parquet": "Parquet file", ".arrow": "Arrow file", ".zip": "zip file",
+             ".tar": "tar file", ".epub": "EPUB file", ".warc": "WARC file"}  # fmt: skip
+    return f"damaged {names.get(kind, 'file')}"
 
 
-def _fields(reader: Reader, row: dict[str, Any]) -> dict[str, Any]:
-    text = row[reader.text_field]
-    if not isinstance(text, str):
-        raise TypeError(text)
-    found = {"text": text}
-    for field in ("url", "language", "license"):
-        value = row.get(getattr(reader, f"{field}_field"))
+def _document(fields: dict[str, Any], name: str, source: str, place: str) -> Document:
+    key = hashlib.blake2b(f"{source}\0{place}".encode(errors="replace"), digest_size=10)
+    document: Document = {"url": name, "language": "", "license": "", "id": key.hexdigest()}
+    document |= fields
+    for field, value in document.items():  # JSON may hold half a character, which UTF-8 can't
         if isinstance(value, str):
-            found[field] = value
-    return found
-
-
-def _parquet(reader, stream, path, name, problems):
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = set(file.schema_arrow.names)
-            wanted = [reader.text_field, reader.url_field, reader.language_field,
-                      reader.license_field]  # fmt: skip
-            columns = [column for column in wanted if column in names]
-            if reader.text_field not in names:
-                problems.add("no text column", f"{name} has {', '.join(sorted(names))[:200]}")
-                return
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                for row in batch.to_pylist():
-                    text = row[reader.text_field]
-                    if not isinstance(text, str):
-                        problems.add("no text", name)
-                    elif len(text) > reader.max_document_bytes:
-                        problems.add("document too long", name)
-                    else:
-                        yield _fields(reader, row)
-    except pyarrow.ArrowException as error:
-        reason = str(error).split("\n")[0][:200]
-        problems.add("damaged Parquet file", f"{name}: {reason}")
-
-
-def _html(reader, stream, path, name, problems):
-    data = _whole(reader, stream, name, problems)
-    if data is not None:
-        yield {"text": web.main_text(data, None, reader.extractor)}
-
-
-def _warc(reader, stream, path, name, problems):
-    yield from web.warc_pages(stream, name, reader.extractor, reader.max_document_bytes, problems)
-
-
-def _xml(reader, stream, path, name, problems):
-    yield from web.wikipedia_pages(stream, name, reader.max_document_bytes, problems)
-
-
-def _pdf(reader, stream, path, name, problems):
-    limits = reader.max_document_bytes, reader.pdf_seconds, reader.pdf_megabytes
-    text, problem = pdf_text(path, *limits)
-    if problem:
-        problems.add(problem, name)
-    else:
-        yield {"text": text}
-
-
-def _code(reader, stream, path, name, problems):
-    data = _whole(reader, stream, name, problems)
-    if data is not None:
-        suffix = PurePosixPath(_PACKED.sub("", name)).suffix.lower().lstrip(".")
-        yield {"text": decoded(data), "language": BY_SUFFIX[suffix]}
-
-
-_SUFFIXES = {
-    "text": _TEXT,
-    "json_lines": {"jsonl", "ndjson", "json"},
-    "parquet": {"parquet"},
-    "warc": {"warc", "wet"},
-    "html": {"html", "htm", "xhtml"},
-    "xml": {"xml"},
-    "pdf": {"pdf"},
-}
-_READERS = {"text": _text, "json_lines": _json_lines, "parquet": _parquet, "warc": _warc,
-            "html": _html, "xml": _xml, "pdf": _pdf, "code": _code}  # fmt: skip
+            document[field] = value.encode(errors="replace").decode()
+    return document | {"source": source, "scores": {}}
 
 
 def find_inputs(root: str, problems: Problems) -> list[tuple[str, str, int]]:
     """(path, name, bytes) of all files of a folder, in the order of their names, or of one file.
 
-    Names are paths within the folder. Folders that can't be opened are problems; links to folders
-    aren't followed.
+    Names are paths within the folder, with what isn't UTF-8 spelt as \\xff. Folders that can't be
+    opened are problems, and so are links to folders, which aren't followed.
     """
     if os.path.isfile(root):
-        return [(root, os.path.basename(root), os.path.getsize(root))]
+        return [(root, shown(os.path.basename(root)), os.path.getsize(root))]
 
     def failed(error: OSError) -> None:
         where = os.path.relpath(error.filename or root, root)
-        problems.add("unreadable folder", f"{where}: {error.strerror}")
+        problems.add("unreadable folder", f"{shown(where)}: {error.strerror}")
 
     found = []
-    for folder, _, files in os.walk(root, onerror=failed):
+    for folder, folders, files in os.walk(root, onerror=failed):
+        for link in folders:
+            path = os.path.join(folder, link)
+            if os.path.islink(path):
+                problems.add("link to a folder, not followed", shown(os.path.relpath(path, root)))
         for file in files:
             path = os.path.join(folder, file)
-            name = os.path.relpath(path, root).replace(os.sep, "/")
+            name = shown(os.path.relpath(path, root).replace(os.sep, "/"))
             try:
                 if not os.path.isfile(path):  # a socket, a pipe: reading one may never end
                     problems.add("no regular file", name)
@@ -269,3 +261,8 @@ def find_inputs(root: str, problems: Problems) -> list[tuple[str, str, int]]:
             except OSError as error:
                 problems.add("unreadable", f"{name}: {error.strerror}")
     return sorted(found, key=lambda item: item[1])
+
+
+def shown(name: str) -> str:
+    """A file's name as text: bytes that aren't UTF-8 are spelt out."""
+    return os.fsencode(name).decode("utf-8", errors="backslashreplace")

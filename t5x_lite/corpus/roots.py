@@ -10,8 +10,7 @@ import unicodedata
 from collections import Counter
 from typing import NamedTuple
 
-import gin
-
+from t5x_lite.corpus.code_languages import is_code
 from t5x_lite.corpus.steps import Document, Step, rule
 from t5x_lite.corpus.text import words
 
@@ -69,7 +68,6 @@ STOP_WORDS = {
 }
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Roots(Step):
     """ROOTS' rules for the document's language, set by a `Language` step before it.
@@ -92,6 +90,8 @@ class Roots(Step):
     rows: dict | None = None
 
     def __call__(self, document: Document) -> str | None:
+        if is_code(document):
+            return None
         language = document.get("language") or "default"
         if self.remove_odd_words and language in LONGEST_WORD:
             document["text"] = without_odd_words(document["text"], LONGEST_WORD[language])

@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import gin
-
 from t5x_lite.corpus.duplicates import Duplicates
 from t5x_lite.corpus.mixing import Mix
 from t5x_lite.corpus.readers import Reader
@@ -16,7 +14,6 @@ from t5x_lite.corpus.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """From folders of raw documents to a TFDS dataset.
@@ -34,6 +31,11 @@ class Corpus:
       shard_bytes: of text, in a file of the result, about.
       unit_bytes: of input files that are cleaned together; a unit is what a restart redoes.
       partitions: in how many parts duplicates are compared; None: one for 16 units.
+      max_seconds: of processor time, that one document may take; then it is counted and left out.
+        None: no limit, and no processes of their own for reading.
+      max_megabytes: of memory, likewise; None: no limit.
+      keep_dropped: write what each step dropped, too, into the dataset's folder "dropped", as JSON
+        lines with the reason.
       workers: processes on this machine; None: one a core. Not for runners that are given.
       beam_options: of Apache Beam, "--runner=FlinkRunner" among them; without a runner it runs in
         processes of this machine.
@@ -53,6 +55,9 @@ class Corpus:
     shard_bytes: int = 256_000_000
     unit_bytes: int = 64_000_000
     partitions: int | None = None
+    max_seconds: int | None = 60
+    max_megabytes: int | None = 4000
+    keep_dropped: bool = False
     workers: int | None = None
     beam_options: tuple[str, ...] = ()
 
@@ -69,13 +74,25 @@ class Corpus:
         for path in (*self.sources.values(), self.output):
             if "://" in path:
                 raise UserError(f"{path}: give a folder; mount a bucket to work on it.")
+        if self.max_seconds is not None and self.max_seconds < 1:
+            raise UserError(f"Corpus.max_seconds is {self.max_seconds}; use 1 or more, or None.")
         for path in self.sources.values():
             if not os.path.exists(path):
                 raise UserError(f"Corpus.inputs: {path} isn't there; give a folder or a file.")
+            self._check_apart(path)
         for step in self.steps:
             if not isinstance(step, Step):
                 raise UserError(f"Corpus.steps has {step!r}, expected steps such as @Repair().")
             step(_probe())  # lists that can't be read are mistakes before anything has run
+
+    def _check_apart(self, source: str) -> None:
+        output = os.path.realpath(os.path.expanduser(self.output))
+        folder = os.path.realpath(source)
+        if os.path.commonpath([output, folder]) == folder:
+            raise UserError(
+                f"Corpus.output {self.output} is inside of the input {source}: the next run would "
+                "read its dataset and data card as documents. Give a folder outside of the input."
+            )
 
     @property
     def sources(self) -> dict[str, str]:

@@ -4,14 +4,18 @@ Each writes its files whole or not at all and depends on its arguments only, so 
 it again, anywhere. It returns what it counted, for the runner's counters.
 """
 
+import contextlib
+import gzip
+import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from t5x_lite.corpus import dataset
+from t5x_lite.corpus.apart import batches
 from t5x_lite.corpus.duplicates import without_spans
 from t5x_lite.corpus.exchange import send
 from t5x_lite.corpus.mixing import number_of_copies
@@ -24,6 +28,7 @@ from t5x_lite.corpus.store import (
     bucket_of,
     read_json,
     read_rows,
+    whole_file,
     write_json,
 )
 from t5x_lite.corpus.tally import Tally
@@ -51,19 +56,26 @@ def clean_unit(
     tally, problems = Tally(), Problems()
     kept: dict[str, list] = {"sizes": [], "groups": [], "buckets": []}
     keys: list[np.ndarray] = []
-    for source, path, name in files:
-        tally.add("input", "files")
-        tally.add("input", "file bytes", os.path.getsize(path))
-        for document in corpus.reader.read(path, name, source, problems):
-            if clean(corpus, document, tally):
-                text = document["text"]
-                bucket, _ = bucket_of(text, layout.buckets)
-                writer.write(bucket, len(kept["sizes"]), document)
-                kept["sizes"].append(len(text.encode(errors="replace")))
-                kept["groups"].append(document[corpus.mix.by] if corpus.mix else "")
-                kept["buckets"].append(bucket)
-                if corpus.compares_documents:
-                    keys.append(corpus.duplicates.keys(text))
+    milliseconds = 0
+    with dropped_file(corpus, f"clean-{unit:05d}") as drop:
+        for source, path, name in files:
+            tally.add("input", "files")
+            tally.add("input", "file bytes", _size(path))
+            for batch in batches(corpus, source, path, name):
+                tally.merge(Tally(**batch.tally))
+                problems.merge(*batch.problems)
+                milliseconds += batch.milliseconds
+                for document, reason in batch.dropped:
+                    drop(document, reason)
+                for document, its_keys in batch.kept:
+                    text = document["text"]
+                    bucket, _ = bucket_of(text, layout.buckets)
+                    writer.write(bucket, len(kept["sizes"]), document)
+                    kept["sizes"].append(len(text.encode(errors="replace")))
+                    kept["groups"].append(document[corpus.mix.by] if corpus.mix else "")
+                    kept["buckets"].append(bucket)
+                    if its_keys is not None:
+                        keys.append(its_keys)
     for kind, number in problems.counts.items():
         tally.add("not read", kind, number)
     writer.close()
@@ -73,31 +85,33 @@ def clean_unit(
     found = tally.as_dict()
     write_json(folder / f"{unit:05d}.json", {"tally": found, "problems": problems.examples})
     rows = found["tables"].get("input", {})
-    return {"documents": rows.get("documents", 0), "bytes": rows.get("bytes", 0)}
+    counted = {"documents": rows.get("documents", 0), "bytes": rows.get("bytes", 0)}
+    return counted | ({"milliseconds": milliseconds} if corpus.max_seconds is not None else {})
 
 
-def clean(corpus: Corpus, document: Document, tally: Tally) -> bool:
-    """Takes all steps with a document; False if one drops it. Everything is counted."""
-    size = len(document["text"].encode(errors="replace"))
-    tally.add("input", "documents")
-    tally.add("input", "bytes", size)
-    tally.add("input by source: documents", document["source"])
-    tally.add("input by source: bytes", document["source"], size)
-    for step in corpus.steps:
-        before = document["text"]
-        reason = step(document)
-        if reason is None and not document["text"]:
-            reason = f"{type(step).__name__}/nothing_left"
-        if reason is not None:
-            tally.dropped(document | {"text": document["text"] or before}, reason)
-            return False
-    if not document["text"].strip():
-        tally.dropped(document, "empty")
-        return False
-    for name, number in document.pop("counts", {}).items():
-        table, _, row = name.partition(": ")
-        tally.add(table, row or "documents", number)
-    return True
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # it is gone; the reader says so
+        return 0
+
+
+@contextlib.contextmanager
+def dropped_file(corpus: Corpus, name: str) -> Iterator[Callable[[Document, str], None]]:
+    """A function that writes a dropped document with its reason, if they are to be kept."""
+    if not corpus.keep_dropped:
+        yield lambda document, reason: None
+        return
+    path = corpus.work / "dataset" / "dropped" / f"{name}.jsonl.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
+
+        def write(document: Document, reason: str) -> None:
+            row = {key: document[key] for key in dataset.TEXTS} | {"reason": reason}
+            line = json.dumps(row, ensure_ascii=False)
+            file.write(line.encode("utf-8", errors="replace") + b"\n")
+
+        yield write
 
 
 def send_keys(corpus: Corpus, layout: Layout, unit: int, keys: list[np.ndarray]) -> None:
@@ -170,15 +184,19 @@ def write_shard(corpus: Corpus, layout: Layout, split: str, shard: int, shards: 
     tally, rows = Tally(), []
     copies = read_json(corpus.work / "mix.json")
     begin, stop = (-(-s * layout.buckets // shards) for s in (shard, shard + 1))
-    for unit in range(layout.units):
-        for _, document, decided in read_documents(corpus, layout, unit, range(begin, stop)):
-            _, position = bucket_of(document["text"], layout.buckets)
-            if (position < corpus.held_out) != (split == "validation"):
-                continue
-            if finish(corpus, document, decided, tally):
-                times = _times(corpus, document, copies, position)
-                tally.add("copies by the mix", str(times))
-                rows += [(position, copy, document) for copy in range(times)]
+    with dropped_file(corpus, f"{split}-{shard:05d}") as drop:
+        for unit in range(layout.units):
+            for _, document, decided in read_documents(corpus, layout, unit, range(begin, stop)):
+                _, position = bucket_of(document["text"], layout.buckets)
+                if (position < corpus.held_out) != (split == "validation"):
+                    continue
+                reason = finish(corpus, document, decided, tally)
+                if reason is None:
+                    times = _times(corpus, document, copies, position)
+                    tally.add("copies by the mix", str(times))
+                    rows += [(position, copy, document) for copy in range(times)]
+                else:
+                    drop(document, reason)
     rows.sort(key=lambda row: (row[1], row[0], row[2]["id"]))  # copies stand apart
     path = corpus.work / "dataset" / dataset.file_name(corpus.name, split, shard, shards)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -191,18 +209,20 @@ def write_shard(corpus: Corpus, layout: Layout, split: str, shard: int, shards: 
     return {"documents": len(rows), "bytes": number_bytes}
 
 
-def finish(corpus: Corpus, document: Document, decided: dict[str, list], tally: Tally) -> bool:
-    """Applies what was decided about duplicates to one document; False if it goes."""
+def finish(
+    corpus: Corpus, document: Document, decided: dict[str, list], tally: Tally
+) -> str | None:
+    """Applies what was decided about duplicates to one document; the reason if it goes."""
     if "dropped" in decided:
         reason, first = decided["dropped"]
         place = f"kept: unit {first >> UNIT_BITS} document {first & ((1 << UNIT_BITS) - 1)}"
         tally.add("dropped documents", reason)
         tally.add("dropped bytes", reason, len(document["text"].encode(errors="replace")))
         tally.sample(reason, document["id"], document["text"], f"{document['url']} {place}")
-        return False
+        return reason
     lines, spans = decided.get("lines", []), decided.get("spans", [])
     if not lines and not spans:
-        return True
+        return None
     before = document["text"]
     text = without_lines(before, lines)
     tally.add("lines removed", "Duplicates/lines", len(lines))
@@ -214,9 +234,10 @@ def finish(corpus: Corpus, document: Document, decided: dict[str, list], tally: 
     document["text"] = text
     few = bool(lines) and count_sentences(text) < corpus.duplicates.min_sentences
     if few or not text:
-        tally.dropped(document | {"text": before}, "Duplicates/little_left")
-        return False
-    return True
+        document["text"] = before
+        tally.dropped(document, "Duplicates/little_left")
+        return "Duplicates/little_left"
+    return None
 
 
 def _times(corpus: Corpus, document: Document, copies: dict, position: float) -> int:

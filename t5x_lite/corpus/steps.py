@@ -7,8 +7,11 @@ compare and print by value. A filter's thresholds are its fields, each with the 
 import dataclasses
 from typing import Any, ClassVar, cast
 
+from t5x_lite.corpus.code_languages import is_code
+
 # text, id, source, url, language, license: str; scores: {name: float}. While it is cleaned also
-# counts: {name: int}, what steps found or removed in it; they are summed in the data card.
+# code: bool, whether it is source code; and counts: {name: int}, what steps found or removed in it;
+# they are summed in the data card.
 Document = dict[str, Any]
 
 
@@ -22,14 +25,20 @@ class Step:
 
 
 class Filter(Step):
-    """A step that looks at the text only: `broken(text)` names the rule that the text breaks."""
+    """A step that looks at the text only: `broken(text)` names the rule that the text breaks.
+
+    PROSE: its rules are about natural language, so source code passes.
+    """
 
     SOURCE: ClassVar[str] = ""
+    PROSE: ClassVar[bool] = True
 
     def broken(self, text: str) -> str | None:
         raise NotImplementedError
 
     def __call__(self, document: Document) -> str | None:
+        if self.PROSE and is_code(document):
+            return None
         rule = self.broken(document["text"])
         return None if rule is None else f"{type(self).__name__}/{rule}"
 

@@ -118,9 +118,13 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_whole(
-        path, json.dumps(value, ensure_ascii=False, sort_keys=True).encode(errors="replace")
-    )
+    try:
+        data = json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+    except (
+        UnicodeEncodeError
+    ):  # names of files that aren't UTF-8: as escapes, so that they come back
+        data = json.dumps(value, sort_keys=True).encode()
+    write_whole(path, data)
 
 
 def write_whole(path: Path, data: bytes) -> None:

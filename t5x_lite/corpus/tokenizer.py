@@ -7,15 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import gin
-
 from t5x_lite.corpus.text import words
 from t5x_lite.errors import UserError
 
 FILE = "vocabulary.model"
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """SentencePiece on text of the training split.
@@ -63,7 +60,7 @@ class Tokenizer:
         from t5x_lite.data.sentencepiece_training import train_sentencepiece
 
         texts = list(self.sample(records, sizes))
-        given = dict(model_type=self.model_type, extra_ids=self.extra_ids,
+        given: Any = dict(model_type=self.model_type, extra_ids=self.extra_ids,
                      max_bytes=self.sample_bytes)  # fmt: skip
         try:
             train_sentencepiece(texts, path, self.size, **given)

@@ -1,43 +1,60 @@
-"""Pages of the web: HTML's main text, WARC and WET files, Wikipedia's dumps."""
+"""Pages of the web: HTML's main text, and the pages in WARC and WET files."""
 
-import html
+import posixpath
 import re
-import xml.parsers.expat
+import xml.etree.ElementTree as ElementTree
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
-from t5x_lite.corpus.opening import Problems, Stream, decoded
+from t5x_lite.corpus.encodings import decoded, html_charset
+from t5x_lite.corpus.html_limits import limited
+from t5x_lite.corpus.opening import Torn
 from t5x_lite.errors import UserError
 
-_CHARSET = re.compile(rb"""charset\s*=\s*["']?([\w-]+)""", re.IGNORECASE)
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
 _NEXT_RECORD = re.compile(rb"\r\nWARC/1\.\d\r\nWARC-")
 
 
 def main_text(data: bytes, declared: str | None = None, extractor: str = "resiliparse") -> str:
-    """The text of a page without navigation, headers, footers and advertisements."""
-    if found := _CHARSET.search(data[:4096]):
-        declared = declared or found[1].decode("ascii", errors="replace")
-    page = decoded(data, declared)
+    """The text of a page without navigation, headers, footers and advertisements.
+
+    declared: the charset of HTTP's Content-Type, which comes before the page's own <meta>.
+    """
+    page = limited(decoded(data, declared or html_charset(data)))
     if extractor == "trafilatura":
         import trafilatura
 
         return trafilatura.extract(page, favor_precision=True, include_comments=False) or ""
     if extractor != "resiliparse":
         raise UserError(f"extractor is {extractor!r}; use 'resiliparse' or 'trafilatura'.")
+    return _extract(page, main_content=True)
+
+
+def all_text(data: bytes) -> str:
+    """All visible text of a page."""
+    return _extract(limited(decoded(data, html_charset(data))), main_content=False)
+
+
+def _extract(page: str, main_content: bool) -> str:
     from resiliparse.extract.html2text import extract_plain_text
 
     return extract_plain_text(
-        page, main_content=True, alt_texts=False, links=False, form_fields=False, noscript=False
-    )
+        page, main_content=main_content, alt_texts=False, links=False, form_fields=False,
+        noscript=False,
+    )  # fmt: skip
 
 
-def warc_pages(
-    stream: Stream, name: str, extractor: str, limit: int, problems: Problems
-) -> Iterator[dict[str, Any]]:
-    """Responses (their main text) and WET's conversions (as they are).
+# -------------------------------------------------------------------------------------------- WARC
 
-    A record is as long as it says; where that is a lie the next has no header, and the rest of the
-    file is left out and counted.
+
+def warc_pages(file: Any) -> Iterator[Any]:
+    """Of each record an item: a response's main text, a WET conversion as it is, or None.
+
+    file: a `formats.Opened`. A record is as long as it says; where that is a lie the next has no
+    header, and the rest of the file is left out and counted.
     """
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
@@ -45,41 +62,133 @@ def warc_pages(
     number = 0
     try:
         # The members of a .warc.gz are unpacked by our stream, which guards against bombs.
-        for record in ArchiveIterator(_Readable(stream), no_record_parse=False):
+        for record in ArchiveIterator(_Readable(file.stream), no_record_parse=False):
             number += 1
-            if record.rec_type not in ("response", "conversion"):
-                continue
-            where = f"{name} record {number}"
-            status = record.http_headers and record.http_headers.get_statuscode()
-            if status and status != "200":
-                problems.add("page with an error's status", where)
-                continue
-            data = record.content_stream().read(limit + 1)
-            if len(data) > limit:
-                problems.add("document too long", where)
-                continue
-            if getattr(record.raw_stream, "limit", 0) > 0 or _NEXT_RECORD.search(data):
-                problems.add("WARC record of another length than it says", where)
-                continue
-            fields = {"url": record.rec_headers.get_header("WARC-Target-URI") or name}
-            if record.rec_type == "conversion":
-                yield fields | {"text": decoded(data)}
-                continue
-            kind = record.http_headers.get_header("Content-Type") or "" if status else ""
-            if "html" in kind or data.lstrip()[:1] == b"<":
-                charset = _CHARSET.search(kind.encode(errors="replace"))
-                declared = charset[1].decode("ascii", errors="replace") if charset else None
-                yield fields | {"text": main_text(data, declared, extractor)}
-            elif kind.startswith("text/plain"):
-                yield fields | {"text": decoded(data)}
+            yield _page(file, record, f" record {number}")
     except (ArchiveLoadFailed, EOFError, ValueError) as error:
-        problems.add("damaged WARC record", f"{name} record {number + 1}: {str(error)[:120]}")
+        file.problem("damaged WARC record", f" record {number + 1}: {str(error)[:120]}")
+
+
+def _page(file: Any, record: Any, where: str) -> Any:
+    """A function that gives the fields of a record's page, or None."""
+    if record.rec_type not in ("response", "conversion"):
+        return None
+    headers = record.http_headers
+    status = headers and headers.get_statuscode()
+    if status and status != "200":
+        file.problem("page with an error's status", where)
+        return None
+    limit = file.reader.max_document_bytes
+    data = record.raw_stream.read(limit + 1)
+    if len(data) > limit:
+        file.problem("document too long", where)
+        return None
+    if getattr(record.raw_stream, "limit", 0) > 0 or _NEXT_RECORD.search(data):
+        file.problem("WARC record of another length than it says", where)
+        return None
+    fields = {"url": record.rec_headers.get_header("WARC-Target-URI") or file.name}
+    if record.rec_type == "conversion":
+        return lambda: fields | {"text": decoded(data)}
+
+    def read() -> dict[str, Any] | None:
+        try:
+            page = _body(data, headers, limit)
+        except Torn as error:
+            file.problem("page whose encoding can't be undone", f"{where}: {error}")
+            return None
+        if len(page) > limit:
+            file.problem("document too long", where)
+            return None
+        kind = (headers.get_header("Content-Type") or "" if headers else "").lower()
+        found = _CHARSET.search(kind)
+        declared = found[1] if found else None
+        if "html" in kind or page.lstrip()[:1] == b"<":
+            return fields | {"text": main_text(page, declared, file.reader.extractor)}
+        if kind.startswith("text/plain"):
+            return fields | {"text": decoded(page, declared)}
+        file.problem("page that is neither HTML nor text", f"{where}: {kind[:60]}")
+        return None
+
+    return read
+
+
+def _body(data: bytes, headers: Any, limit: int) -> bytes:
+    """The body of a response without its transfer and content encodings; at most limit + 1 bytes.
+
+    Some crawlers store bodies unpacked and keep the header, so what isn't packed passes. Raises
+    Torn for bodies that are damaged, or packed in a way that isn't known.
+    """
+    if not headers:
+        return data
+    if "chunked" in (headers.get_header("Transfer-Encoding") or "").lower():
+        data = _dechunked(data)
+    encodings = (headers.get_header("Content-Encoding") or "").lower().split(",")
+    for encoding in reversed([name.strip() for name in encodings]):
+        if encoding in ("", "identity", "none", "utf-8"):
+            continue
+        try:
+            data = _unpacked(data, encoding, limit)
+        except Torn:
+            if not data.lstrip()[:1] == b"<":
+                raise
+    return data
+
+
+def _dechunked(data: bytes) -> bytes:
+    parts, begin = [], 0
+    while match := _CHUNK.match(data, begin):
+        size = int(match[1], 16)
+        if not size:
+            return b"".join(parts)
+        parts.append(data[match.end() : match.end() + size])
+        begin = match.end() + size
+    return b"".join(parts) if parts else data  # cut off, or stored without its chunks
+
+
+_CHUNK = re.compile(rb"(?:\r\n)?([0-9A-Fa-f]{1,8})[^\r\n]*\r\n")
+
+
+def _unpacked(data: bytes, encoding: str, limit: int) -> bytes:
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        raw = encoding == "deflate" and data[:1] and data[0] & 0x0F != 8
+        unpacker = zlib.decompressobj(wbits=-15 if raw else 47)
+        try:
+            found = unpacker.decompress(data, limit + 1)
+        except zlib.error as error:
+            raise Torn(f"{encoding}: {error}") from None
+        if not unpacker.eof and len(found) <= limit:
+            raise Torn(f"{encoding} ends early")
+        return found
+    if encoding == "br":
+        import brotli
+
+        try:
+            unpacker, parts = brotli.Decompressor(), []
+            parts.append(unpacker.process(data, output_buffer_limit=limit + 1))
+            while not unpacker.can_accept_more_data() and sum(map(len, parts)) <= limit:
+                parts.append(unpacker.process(b"", output_buffer_limit=limit + 1))
+            found = b"".join(parts)
+        except brotli.error as error:
+            raise Torn(f"br: {error}") from None
+        if not unpacker.is_finished() and len(found) <= limit:
+            raise Torn("br ends early")
+        return found
+    if encoding == "zstd":
+        import zstandard
+
+        try:
+            unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+            with unpacker.stream_reader(data) as reader:
+                return reader.read(limit + 1)
+        except zstandard.ZstdError as error:
+            raise Torn(f"zstd: {error}") from None
+    raise Torn(f"{encoding[:40]} isn't known")
 
 
 class _Readable:
     """Of a stream, what warcio wants."""
 
-    def __init__(self, stream: Stream):
+    def __init__(self, stream: Any):
         self._stream = stream
 
     def read(self, size: int) -> bytes:
@@ -89,94 +198,22 @@ class _Readable:
         pass
 
 
-# ------------------------------------------------------------------------------- Wikipedia's dumps
+# -------------------------------------------------------------------------------------------- EPUB
 
 
-def wikipedia_pages(
-    stream: Stream, name: str, limit: int, problems: Problems
-) -> Iterator[dict[str, Any]]:
-    """Articles of a pages-articles.xml dump as plain text; redirects and other pages are left out.
+def spine(book: zipfile.ZipFile) -> list[str]:
+    """The members of an EPUB that hold its chapters, in their order.
 
-    Read with expat a block at a time, so that memory is one page's. Entities that a document
-    defines itself (billion laughs) are refused by expat's own limits.
+    Raises KeyError, ValueError or ElementTree.ParseError for a damaged book.
     """
-    pages: list[dict[str, str]] = []
-    page: dict[str, str] = {}
-    state: dict[str, Any] = {"element": "", "size": 0, "base": "", "wiki": False}
-    parts: list[str] = []
-
-    def start(element: str, attributes: dict) -> None:
-        state["element"], state["size"] = element, 0
-        parts.clear()
-        if element == "mediawiki":
-            state["wiki"] = True
-        elif element == "page":
-            page.clear()
-        elif element == "redirect":
-            page["redirect"] = "yes"
-
-    def characters(data: str) -> None:
-        state["size"] += len(data)
-        if state["size"] <= limit:
-            parts.append(data)
-
-    def end(element: str) -> None:
-        value = "".join(parts)
-        if element in ("title", "ns", "text"):
-            if state["size"] > limit:
-                problems.add("document too long", f"{name}: {page.get('title', '')}")
-                value = ""
-            page[element] = value
-        elif element == "base":
-            state["base"] = value.rpartition("/")[0]
-        elif element == "page" and page.get("ns", "0") == "0" and "redirect" not in page:
-            pages.append(dict(page))
-        parts.clear()
-
-    parser = xml.parsers.expat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler = characters
-    try:
-        while block := stream.read(1 << 18):
-            parser.Parse(block)
-            if not state["wiki"]:
-                problems.add("XML that is no MediaWiki dump", name)
-                return
-            for found in pages:
-                text = plain_wikitext(found.get("text", ""))
-                if text:
-                    title = found.get("title", "").replace(" ", "_")
-                    url = f"{state['base']}/{title}" if state["base"] else f"{name}#{title}"
-                    yield {"text": text, "url": url, "license": "CC BY-SA"}
-            pages.clear()
-        parser.Parse(b"", True)
-    except xml.parsers.expat.ExpatError as error:
-        problems.add("damaged XML", f"{name}: {error}")
-
-
-_COMMENT = re.compile(r"<!--.*?-->|<ref[^>/]*/>|<ref\b.*?</ref>", re.DOTALL)
-_BLOCK_TAGS = re.compile(
-    r"<(gallery|math|timeline|source|syntaxhighlight|pre)\b.*?</\1>", re.DOTALL
-)
-_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}|\{\|(?:(?!\{\|).)*?\|\}", re.DOTALL)
-_FILE_LINK = re.compile(r"\[\[(?:File|Image|Category|Datei|Bild|Kategorie|Fichier|Archivo):"
-                        r"(?:[^\[\]]|\[\[[^\[\]]*\]\])*\]\]", re.IGNORECASE)  # fmt: skip
-_LINK = re.compile(r"\[\[(?:[^|\[\]]*\|)?([^\[\]|]*)\]\]")
-_OUTER_LINK = re.compile(r"\[(?:https?:)?//[^\s\]]+\s*([^\]]*)\]")
-_HEADING = re.compile(r"^(=+)\s*(.*?)\s*\1\s*$", re.MULTILINE)
-_BULLET = re.compile(r"^[*#:;]+\s*", re.MULTILINE)
-
-
-def plain_wikitext(text: str) -> str:
-    """Wikitext without templates, tables, references, files and marks; headings stay as lines."""
-    text = _BLOCK_TAGS.sub("", _COMMENT.sub("", text))
-    for _ in range(12):  # templates stand in templates
-        text, changed = _TEMPLATE.subn("", text)
-        if not changed:
-            break
-    text = _FILE_LINK.sub("", text)
-    text = _OUTER_LINK.sub(r"\1", _LINK.sub(r"\1", _LINK.sub(r"\1", text)))
-    text = re.sub(r"'{2,}|__[A-Z]+__|</?\w[^<>]*>", "", text)
-    text = html.unescape(_BULLET.sub("", _HEADING.sub(r"\2", text)))
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    container = ElementTree.fromstring(book.read("META-INF/container.xml"))
+    package = next(container.iter("{*}rootfile")).attrib["full-path"]
+    root = ElementTree.fromstring(book.read(package))
+    folder = posixpath.dirname(package)
+    files = {item.attrib["id"]: item.attrib for item in root.iter("{*}item")}
+    found = []
+    for reference in root.iter("{*}itemref"):
+        item = files[reference.attrib["idref"]]
+        if "html" in item.get("media-type", ""):
+            found.append(posixpath.normpath(posixpath.join(folder, unquote(item["href"]))))
+    return found

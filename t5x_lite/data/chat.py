@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import gin
 import numpy as np
 
 from t5x_lite.data.chat_jinja import CUT, END, MARK, MARKED, JinjaTemplate, clean
@@ -121,7 +120,6 @@ class Piece(NamedTuple):
     exchange: int  # from 1; 0 for what is before the first
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
     """How messages become text: one that has a `name`, and what is changed of it.

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import gin
-
 from t5x_lite.data.chat import messages_of
 from t5x_lite.data.source import Record, Source
 from t5x_lite.data.tables import JsonLines
@@ -29,7 +27,6 @@ def _with_messages(record: Any) -> Record:
     return rest | {"messages": messages_of(record)}
 
 
-@gin.configurable(module="t5x_lite")
 @when_used
 def conversations(
     files: str | Sequence[str],

@@ -5,14 +5,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import gin
-
 from t5x_lite.data.file_source import Keys, MissingKey, normal_keys, pick
 from t5x_lite.data.source import Record, Source, Subset, digest
 from t5x_lite.errors import UserError, did_you_mean
 
 
-@gin.configurable(module="t5x_lite")
 class HuggingFace(Source):
     """A dataset of the Hugging Face hub, or one saved with `save_to_disk`.
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gin
 import numpy as np
 
 from t5x_lite.data.chat_jinja import END, MARK
@@ -26,7 +25,6 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _EOS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]", "<|im_end|>")
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceVocabulary(Vocabulary):
     """A `tokenizer.json` or BERT's `vocab.txt`, read on first use. Needs the package `tokenizers`.

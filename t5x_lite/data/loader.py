@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import gin
 import numpy as np
 
 from t5x_lite.data.features import (
@@ -41,7 +40,6 @@ class Batch:
     position: np.ndarray
 
 
-@gin.configurable(module="t5x_lite", allowlist=["num_workers"])
 class BatchLoader(Iterator[Batch]):
     """Endless training batches: the rows `rows` of global batches, a function of seed and step.
 

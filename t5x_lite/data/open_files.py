@@ -6,8 +6,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
-import gin
-
 from t5x_lite.data.file_source import Keys
 from t5x_lite.data.files import find_files, is_url
 from t5x_lite.data.parquet import Parquet
@@ -35,7 +33,6 @@ _MARKER_FOLDERS = {"_delta_log", "_spark_metadata", "_temporary"}
 _log = logging.getLogger(__name__)
 
 
-@gin.configurable(module="t5x_lite")
 def open_files(
     files: str | Sequence[str],
     keys: Keys = "text",
@@ -160,7 +157,6 @@ def _open(paths, keys, held_out, validation_files, document, max_document_bytes,
                 f"{paths[0]} ({first.__name__}) and {path} ({kind.__name__}) are files of two "
                 "kinds; give a glob for one, such as '*.jsonl.gz', and mix tasks for both."
             )
-    # All arguments, so that gin's bindings of the classes come in only where there is no other.
     common = dict(held_out=held_out, validation_files=validation_files, max_bad_records=max_bad)
     if first is TextFiles:
         own = dict(document=document, max_document_bytes=max_document_bytes)

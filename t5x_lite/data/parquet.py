@@ -4,15 +4,12 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import gin
-
 from t5x_lite.data.file_source import FileSource, Found, Keys, MissingKey, normal_keys, pick
 from t5x_lite.data.files import BadRecords, cache_folder, local_copy, version_of, written_whole
 from t5x_lite.data.source import Record, digest, hash64
 from t5x_lite.errors import UserError
 
 
-@gin.configurable(module="t5x_lite")
 class Parquet(FileSource):
     """Parquet files, by pyarrow. Row groups have no random access, so they are unpacked: in memory
     while they are small, else into Arrow files in the cache folder, which are mapped.

@@ -13,7 +13,6 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-import gin
 import numpy as np
 
 from t5x_lite.data.source import Record, Source, digest, hash64
@@ -21,7 +20,6 @@ from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import UserError, did_you_mean
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Rekey:
     """Renames: a record of the keys of `key_map`, with the values of its old keys.
@@ -35,7 +33,6 @@ class Rekey:
         return {new: record.get(old, "") if old else "" for new, old in self.key_map.items()}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Fields:
     """Writes new records by templates over the old ones' keys.
@@ -49,7 +46,6 @@ class Fields:
         return {key: template.format_map(record) for key, template in self.templates.items()}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Strip:
     """Takes white space off both ends of the strings under `keys` (None: of all strings)."""
@@ -62,7 +58,6 @@ class Strip:
         return {**record, **{key: record[key].strip() for key in keys}}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Filter:
     """Keeps the records whose string under `key` passes every test.
@@ -96,7 +91,6 @@ class Filter:
         return None if self.without is not None and re.search(self.without, text) else record
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Concatenate:
     """Joins the strings under `keys`, empty ones left out, into a new one under `into`."""
@@ -109,7 +103,6 @@ class Concatenate:
         return {**record, self.into: self.separator.join(filter(None, map(record.get, self.keys)))}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Truncate:
     """Cuts the string under `key` to `length`: characters, or tokens of a vocabulary.
@@ -149,7 +142,6 @@ class Truncate:
         return f"Truncate({self.key!r}, {self.length}, {self.side!r}, {unit})"
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class FewShot:
     """Puts solved examples in front of the string under `key`.
@@ -218,7 +210,6 @@ class FewShot:
         return f"FewShot({shots}, {', '.join(map(repr, settings))})"
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Chunk:
     """Cuts the string under `key` into chunks of `length` characters; for `FlatMap`.
@@ -245,7 +236,6 @@ class Chunk:
         return [{**record, self.key: text[i : i + self.length]} for i in starts]
 
 
-@gin.configurable(module="t5x_lite")
 class FlatMap(Source):
     """A source of all records that `function` makes, a list of them, of each record of `source`.
 

@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import gin
 import numpy as np
 
 from t5x_lite.data.file_bytes import file_version
@@ -119,7 +118,6 @@ def _text(value: Any) -> Any:
     return value
 
 
-@gin.configurable(module="t5x_lite")
 class ArrayRecords(_Binary):
     """array_record files.
 
@@ -192,7 +190,6 @@ def open_array_record(path: str) -> Any:
     return array_record_module.ArrayRecordReader(path, options, file_reader_buffer_size=32768)
 
 
-@gin.configurable(module="t5x_lite")
 class TfRecords(_Binary):
     """TFRecord files, plain or compressed, without TensorFlow: one pass finds where records are.
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import gin
-
 from t5x_lite.data.vocabulary import (
     SentencePieceVocabulary,
     Vocabulary,
@@ -18,7 +16,6 @@ from t5x_lite.data.vocabulary import (
 from t5x_lite.errors import UserError
 
 
-@gin.configurable(module="t5x_lite")
 def train_sentencepiece(
     texts: Iterable[str],
     model_path: str | os.PathLike[str],

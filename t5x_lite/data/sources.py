@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import gin
 import numpy as np
 
 from t5x_lite.data.hub_source import HuggingFace
@@ -57,7 +56,6 @@ __all__ = [
 ]
 
 
-@gin.configurable(module="t5x_lite")
 class PythonLibrary(HashSplit):
     """The .py files of Python's standard library: a corpus that every machine has.
 
@@ -121,7 +119,6 @@ def decode_python(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-@gin.configurable(module="t5x_lite")
 class InMemory(HashSplit):
     """Records from a list of dicts, or of strings, which become `{"text": string}`.
 
@@ -146,7 +143,6 @@ class InMemory(HashSplit):
         return self._records[index]
 
 
-@gin.configurable(module="t5x_lite")
 class FromFunction(Source):
     """Records that a Python function makes.
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import gin
 import numpy as np
 
 from t5x_lite.data.file_bytes import BOM, Bytes, contents, foreign_format, line_blocks
@@ -99,7 +98,6 @@ def _count_lines(data: Bytes, stop: int, start: int = 0, block: int = 1 << 24) -
     return sum(data[i : min(i + block, stop)].count(b"\n") for i in range(start, stop, block))
 
 
-@gin.configurable(module="t5x_lite")
 class JsonLines(_Rows):
     """Files with one JSON object a line, or with one list of objects; plain or compressed.
 
@@ -202,7 +200,6 @@ def _list_items(data: bytes) -> list[tuple[int, int]]:
     return spans
 
 
-@gin.configurable(module="t5x_lite")
 class Delimited(_Rows):
     """CSV and TSV files, plain or compressed; all values are strings.
 

@@ -4,7 +4,6 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-import gin
 from etils import epath
 
 from t5x_lite.data.open_files import _Unusable, open_files
@@ -31,7 +30,6 @@ def when_used(function: Callable[..., Source]) -> Callable[..., Source]:
     return make
 
 
-@gin.configurable(module="t5x_lite")
 @when_used
 def task_data(
     name: str | None = None,
@@ -113,7 +111,6 @@ class _ParallelFolder(Source):
     fingerprint = property(lambda self: self._main.fingerprint)
 
 
-@gin.configurable(module="t5x_lite")
 @when_used
 def parallel_folder(
     folder: str, languages: Sequence[str], train: str = "train", validation: str = "val"
@@ -125,7 +122,6 @@ def parallel_folder(
     return _ParallelFolder(folder, languages, train, validation)
 
 
-@gin.configurable(module="t5x_lite")
 @when_used
 def text_in_order(file: str, held_out: float = 0.1, characters: int = 4096) -> Source:
     """One text file whose end is held out, as character language models are compared on.

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
-import gin
 import numpy as np
 
 from t5x_lite.data.objectives import Objective, finish_example
@@ -22,7 +21,6 @@ __all__ = ["Fields", "Mixture", "Preprocessor", "Task"]
 Preprocessor = Callable[[Record], Record | None]
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """What a model learns from: text, and what is made of it.
@@ -164,7 +162,6 @@ class Task:
         return self.vocabulary.encode(record[key])
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
     """Tasks, or mixtures, in proportion.

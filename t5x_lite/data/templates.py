@@ -18,8 +18,6 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gin
-
 from t5x_lite.data.source import Record
 from t5x_lite.errors import UserError, did_you_mean
 
@@ -28,7 +26,6 @@ UNLABELLED = "<unk>"  # T5's target where the label is -1, as in test splits
 # ---------------------------------------------------------------------------------- preprocessors
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Classify:
     """`cola sentence: ...` -> `acceptable`: T5's template of GLUE and SuperGLUE.
@@ -67,7 +64,6 @@ class Classify:
         return made
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Rate:
     """`stsb sentence1: ... sentence2: ...` -> `3.4`: a number, rounded to a multiple of 0.2."""
@@ -89,7 +85,6 @@ class Rate:
         return made
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class MarkSpans:
     """`wsc text: # This # is a * test *` -> `True`: whether a pronoun means a noun (WSC)."""
@@ -113,7 +108,6 @@ def _mark(sentence: str, span: str, index: int, mark: str) -> str:
     return re.sub(pattern, rf"\1{mark} \2 {mark}", sentence)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class EachAnswer:
     """A record for each of `answers`, under "answer"; for `FlatMap`, as T5 trains on ReCoRD."""
@@ -124,7 +118,6 @@ class EachAnswer:
         return [{**record, "answer": a} for a in texts(record[self.answers]) or [UNLABELLED]]
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Cloze:
     """`record query: ... entities: a, b passage: ...` -> `a`: which entity is missing (ReCoRD).
@@ -143,7 +136,6 @@ class Cloze:
         return {"inputs": inputs, "targets": target, "references": answers, "group": group}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class AnswerQuestion:
     """`question: ... context: ...` -> the first answer (SQuAD). References are all answers.
@@ -177,7 +169,6 @@ class AnswerQuestion:
         return made | {"answers": found, "starts": starts}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Choose:
     """A question and the choices it has: `eval` takes the one with the highest log-likelihood.
@@ -216,7 +207,6 @@ class Choose:
         return None if self.names is None else list(self.names)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class TagWords:
     """`conll2003 sentence: EU rejects ...` -> `B-ORG O ...`: a tag for each word.
@@ -247,7 +237,6 @@ class TagWords:
         return made
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class LastWord:
     """A passage without its last word -> that word (LAMBADA, arXiv:1606.06031)."""

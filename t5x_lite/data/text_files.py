@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import gin
 import numpy as np
 
 from t5x_lite.data.file_bytes import BOM, Bytes, Window, contents, foreign_format, line_blocks
@@ -12,7 +11,6 @@ from t5x_lite.data.source import HashSplit, Index, Record, hash64
 from t5x_lite.errors import UserError
 
 
-@gin.configurable(module="t5x_lite")
 class TextFiles(FileSource):
     """Documents in UTF-8 text files, plain or compressed. Records are `{"text", "path"}`.
 
@@ -124,7 +122,6 @@ class _Lines(TextFiles):
         return Found(hashes, spans[:, 1] - spans[:, 0], spans)
 
 
-@gin.configurable(module="t5x_lite")
 class ParallelFiles(HashSplit):
     """Text files whose lines belong together, as of a translation: {record key: file}.
 
@@ -147,11 +144,9 @@ class ParallelFiles(HashSplit):
                     f"ParallelFiles.validation_files has {', '.join(sorted(validation_files))}, "
                     f"expected {', '.join(sorted(files))}, as files has."
                 )
-            validation = ParallelFiles(files=validation_files, held_out=0.0, validation_files=None)
+            validation = ParallelFiles(validation_files, held_out=0.0)
         super().__init__(held_out, validation)
-        # All arguments, so that gin's bindings of TextFiles don't come in.
-        arguments = ("line", 0.0, None, None, "error", 0)
-        self.columns = {key: _Lines(find_files(f), *arguments) for key, f in files.items()}
+        self.columns = {key: _Lines(find_files(f), held_out=0.0) for key, f in files.items()}
 
     @property
     def num_files(self) -> int:

@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gin
 import numpy as np
 
 from t5x_lite.data.file_bytes import FileBytes, open_bytes
@@ -20,7 +19,6 @@ from t5x_lite.errors import UserError, did_you_mean
 _CODE_GROUPS = ("question_answering", "summarization", "text", "text_simplification", "translate")
 
 
-@gin.configurable(module="t5x_lite")
 class Tfds(Source):
     """A TFDS dataset prepared in the array_record or tfrecord format, by name: "c4/en:3.1.0".
 

@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gin
 import numpy as np
 
 from t5x_lite.data.file_bytes import file_version
@@ -37,7 +36,6 @@ _VERSION = 1
 _SHARD_BYTES = 256 << 20  # of text
 
 
-@gin.configurable(module="t5x_lite")
 class CachedTokens(Source):
     """The documents of a task as token ids, from a folder that `t5x_lite data cache` made.
 

@@ -17,6 +17,7 @@ GENERATION, MODEL, TEMPLATE = "generation_config.json", "config.json", "chat_tem
 COMPANIONS = (CONFIG, SPECIAL, GENERATION, MODEL, TEMPLATE)
 # The ids of a config.json, in a run's folder: config.json itself would make it one of weights.
 IDS = "special_ids.json"
+_IDS: tuple[str, ...] = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,7 @@ def read_settings(folder: Path) -> TokenizerSettings:
         for name, value in found.items():
             if name.endswith("_token") and (text := _text(value, folder / file, name)) is not None:
                 tokens[name] = text
-    ids = {name: model[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-           if name in model}  # fmt: skip
+    ids = {name: model[name] for name in _IDS if name in model}
     source = GENERATION if "eos_token_id" in generation else MODEL
     eos = generation.get("eos_token_id", model.get("eos_token_id"))
     return TokenizerSettings(

@@ -6,10 +6,10 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import gin
 import numpy as np
 
 from t5x_lite.data.files import cache_folder, is_url, local_copy, written_whole
@@ -21,12 +21,11 @@ from t5x_lite.errors import UserError
 _FILE = "vocabulary.model"
 
 
-@gin.configurable(module="t5x_lite")
 class TrainedVocabulary(Vocabulary):
     """A SentencePiece model, trained on first use on a sample of a source's training split.
 
     Args:
-      source: the strings of its records are the text.
+      source: the strings of its records are the text, also those in lists and in messages.
       size: number of ids, sentinels included; fewer if the text can't fill so many.
       path: a model file: taken if it is there, else written.
       folder: of the run, instead of `path`: the file is its vocabulary.model, so that the run can
@@ -103,7 +102,7 @@ class TrainedVocabulary(Vocabulary):
         every = max(1, math.ceil(records.num_bytes / self.sample_bytes))
         for i in range(0, len(records), every):
             record = records[i]
-            yield from (v for k, v in record.items() if k != "path" and isinstance(v, str))
+            yield from _strings({k: v for k, v in record.items() if k != "path"})
 
     # ---- as the model it is
 
@@ -163,3 +162,16 @@ def _locked(path: Path) -> Iterator[None]:
             return
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The texts in a field, also in lists of words and in messages of conversations."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name not in ("role", "from"):  # who speaks is no text
+                yield from _strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings(inner)

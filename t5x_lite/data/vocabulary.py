@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import gin
 import numpy as np
 
 from t5x_lite.data.tokenizer_settings import read_settings
@@ -128,7 +127,6 @@ class Vocabulary(abc.ABC):
         return self.size - 1 - i
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class SentencePieceVocabulary(Vocabulary):
     """A SentencePiece model, read on first use.
@@ -243,7 +241,6 @@ class SentencePieceVocabulary(Vocabulary):
         return {"path": self.path, "extra_ids": self.extra_ids}  # workers read the file again
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class ByteVocabulary(Vocabulary):
     """UTF-8 bytes at ids 3..258, then `extra_ids` sentinels: ByT5's ids (arXiv:2105.13626).

@@ -21,7 +21,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 
@@ -41,7 +40,6 @@ Row = dict[str, Any]
 _FIELD_LENGTH = 40  # characters of a text that may be sliced by
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class TextEvaluation:
     """How texts are predicted for the metrics of tasks.

@@ -6,7 +6,6 @@ Dimensions: B batch, K beams, R = B * K rows, N new tokens, V vocabulary.
 import dataclasses
 from typing import Any, NamedTuple
 
-import gin
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +15,6 @@ from t5x_lite.inference.prefill import PAD_ID, Start
 UNFINISHED = -1e7  # the score of a beam that holds no sequence; T5X's "negative infinity"
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class BeamSearch:
     """The K best sequences that a search of width K finds.

@@ -6,7 +6,6 @@ Dimensions: B batch, C context width, G tokens guessed, N new tokens, V vocabula
 import dataclasses
 from typing import Any, NamedTuple
 
-import gin
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +14,6 @@ from t5x_lite.inference.prefill import PAD_ID, Start
 from t5x_lite.inference.sampling import most_probable
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Lookup:
     """Greedy's tokens, several a step where the text repeats itself (prompt lookup decoding).

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import gin
 import jax
 import jax.numpy as jnp
 
@@ -18,7 +17,6 @@ MASKED = -1e7  # exp(MASKED) is 0 in float32, and unlike -inf it survives a subt
 COLDEST = 1e-4  # temperatures up to this one are greedy: dividing by them would overflow
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Greedy:
     """The most probable token at every step; scores are the model's log-probabilities."""
@@ -29,7 +27,6 @@ class Greedy:
         return _autoregress(start, most_probable, 1, None)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """Independent samples: logits / temperature, then top_k, then top_p, then a draw.

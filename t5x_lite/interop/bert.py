@@ -44,7 +44,7 @@ class Bert(Family):
         fields.refuse("position_embedding_type", ("absolute",), "positions are a table")
         fields.refuse("tie_word_embeddings", (True,), "its output layer is its embedding")
         encoder_heads = _heads(fields.get("architectures"), tensors)
-        labels = len(fields.get("id2label", {})) or fields.number("num_labels", 2)
+        labels = len(fields.get("id2label") or {}) or fields.number("num_labels", 2)
         arguments = dict(
             architecture="encoder_only",
             vocab_size=fields.number("vocab_size"),
@@ -54,22 +54,22 @@ class Bert(Family):
             mlp_dim=fields.number("intermediate_size"),
             num_decoder_layers=0,
             num_encoder_layers=fields.number("num_hidden_layers"),
-            mlp_activations=(fields.choice("hidden_act", ACTIVATIONS, "gelu"),),
+            mlp_activations=(fields.choice("hidden_act", ACTIVATIONS),),
             norm="layer",
-            norm_epsilon=fields.number("layer_norm_eps", 1e-12, float),
+            norm_epsilon=fields.number("layer_norm_eps", kind=float),
             norm_placement="post",
             embedding_norm=True,
             positions="learned",
-            max_positions=fields.number("max_position_embeddings", 512),
-            token_types=fields.number("type_vocab_size", 2),
+            max_positions=fields.number("max_position_embeddings"),
+            token_types=fields.number("type_vocab_size"),
             encoder_heads=encoder_heads,
             num_labels=labels if {"classes", "tags"} & set(encoder_heads) else 0,
             scale_attention=True,
             tied_embeddings=True,
             scale_tied_logits=False,
             use_bias=True,
-            dropout_rate=fields.number("hidden_dropout_prob", 0.1, float),
-            init_std=fields.number("initializer_range", 0.02, float),
+            dropout_rate=fields.number("hidden_dropout_prob", kind=float),
+            init_std=fields.number("initializer_range", kind=float),
         )
         fields.done(("attention_probs_dropout_prob", "gradient_checkpointing", "directionality",
                      "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",

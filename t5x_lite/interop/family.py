@@ -9,14 +9,18 @@ from t5x_lite.interop.tensors import Tensors
 from t5x_lite.interop.weight_maps import Rule
 from t5x_lite.models import TransformerConfig
 
-# Their names of activations -> ours. "gelu" is the error function's there, the tanh form here.
+# Their names of activations (transformers.activations.ACT2FN) -> ours. "gelu" is the error
+# function's there, the tanh form here. All others there are other functions: none may be taken for
+# one of these.
 ACTIVATIONS = {
-    "gelu": "gelu_exact",
-    "gelu_new": "gelu",
-    "gelu_pytorch_tanh": "gelu",
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu_exact"),
+    **dict.fromkeys(
+        ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), "gelu"
+    ),
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",
+    "linear": "linear",
 }
 # ... and ours -> theirs.
 ACTIVATION_NAMES = {"gelu": "gelu_new", "gelu_exact": "gelu", "relu": "relu", "silu": "silu"}
@@ -46,6 +50,10 @@ class Family(abc.ABC):
     @abc.abstractmethod
     def rules(self, config: TransformerConfig) -> list[Rule]:
         """The weights' table for this model."""
+
+    def repeated(self, config: TransformerConfig) -> list[Rule]:
+        """Tensors that are written, though others hold the same, for readers that want them."""
+        return []
 
     def renamed(self, tensors: Tensors) -> Tensors:
         """A file's tensors under the names that the rules use, where files differ in that."""

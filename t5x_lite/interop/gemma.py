@@ -8,7 +8,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.interop import rope
 from t5x_lite.interop.family import ACTIVATIONS, Family, first_obstacle
 from t5x_lite.interop.fields import Fields
-from t5x_lite.interop.llama import NORMS, rules, sizes
+from t5x_lite.interop.llama import FULL, LOCAL, NORMS, rules, sizes
 from t5x_lite.interop.weight_maps import Rule
 from t5x_lite.models import TransformerConfig
 
@@ -18,52 +18,45 @@ _NORMS = (
     ("pre_mlp_layer_norm", "pre_feedforward_layernorm"),
     ("post_mlp_layer_norm", "post_feedforward_layernorm"),
 )
-_ACTIVATIONS = {name: ours for name, ours in ACTIVATIONS.items() if name != "gelu"}
+_PATTERNS = ("sliding_window_pattern", "_sliding_window_pattern")
 _NAMES = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
-_LOCAL, _FULL = "sliding_attention", "full_attention"
 
 
 class Gemma(Family):
     model_types = ("gemma", "gemma2", "gemma3_text")
 
     def read(self, fields: Fields, tensors: Collection[str]) -> dict[str, Any]:
-        kind = fields.get("model_type")
-        first, third = kind == "gemma", kind == "gemma3_text"
+        first, third = fields.kind == "gemma", fields.kind == "gemma3_text"
         fields.refuse("use_bidirectional_attention", (False,), "a decoder looks back only")
         fields.refuse("attention_bias", (False,), "its projections have no biases")
         layers = fields.number("num_hidden_layers")
-        # The first files say "gelu", and mean its tanh form.
-        activation = fields.get("hidden_act", "gelu_pytorch_tanh")
-        activation = "gelu" if activation == "gelu" else _ACTIVATIONS.get(activation)
-        if "hidden_activation" in fields or activation is None or not first:
-            activation = fields.choice("hidden_activation", _ACTIVATIONS, "gelu_pytorch_tanh")
         arguments = dict(
             architecture="decoder_only",
             vocab_size=fields.number("vocab_size"),
             embed_dim=fields.number("hidden_size"),
             num_heads=fields.number("num_attention_heads"),
-            num_kv_heads=fields.number("num_key_value_heads", 16 if first else 4),
-            head_dim=fields.number("head_dim", 256),
+            num_kv_heads=fields.number("num_key_value_heads"),
+            head_dim=fields.number("head_dim"),
             mlp_dim=fields.number("intermediate_size"),
             num_decoder_layers=layers,
-            mlp_activations=(activation, "linear"),
-            norm_epsilon=fields.number("rms_norm_eps", 1e-6, float),
+            mlp_activations=(_activation(fields), "linear"),
+            norm_epsilon=fields.number("rms_norm_eps", kind=float),
             norm_scale_from_one=True,
             norm_placement="pre" if first else "both",
             positions="rope",
-            max_positions=fields.number("max_position_embeddings", 8192),
+            max_positions=fields.number("max_position_embeddings"),
             scale_attention=True,
             qk_norm=third,
             scale_embeddings=True,
-            tied_embeddings=bool(fields.get("tie_word_embeddings", True)),
+            tied_embeddings=fields.flag("tie_word_embeddings"),
             scale_tied_logits=False,
-            init_std=fields.number("initializer_range", 0.02, float),
+            init_std=fields.number("initializer_range", kind=float),
         )
         if not first:
             arguments |= dict(
-                attention_scalar=fields.number("query_pre_attn_scalar", 256, float),
-                logits_soft_cap=_cap(fields, "final_logit_softcapping", None if third else 30.0),
-                **_windows(fields, layers, 6 if third else 2),
+                attention_scalar=fields.number("query_pre_attn_scalar", kind=float),
+                logits_soft_cap=_cap(fields, "final_logit_softcapping"),
+                **_windows(fields, layers),
             )
         if third:
             fields.refuse("attn_logit_softcapping", (), "transformers leaves it out of Gemma 3")
@@ -71,8 +64,8 @@ class Gemma(Family):
         else:
             theta, scaling = rope.read(fields)
             arguments |= dict(rope_theta=theta, rope_scaling=scaling)
-        if kind == "gemma2":
-            arguments["attention_soft_cap"] = _cap(fields, "attn_logit_softcapping", 50.0)
+        if not first and not third:
+            arguments["attention_soft_cap"] = _cap(fields, "attn_logit_softcapping")
         fields.done(("cache_implementation",))
         return arguments
 
@@ -131,7 +124,7 @@ class Gemma(Family):
             "eos_token_id": None,
         }
         if kind != "gemma":
-            kinds = [_LOCAL if c.has_window(i) else _FULL for i in range(c.num_decoder_layers)]
+            kinds = [LOCAL if c.has_window(i) else FULL for i in range(c.num_decoder_layers)]
             values |= {
                 "query_pre_attn_scalar": int(c.attention_scalar or c.head_dim),
                 "final_logit_softcapping": c.logits_soft_cap,
@@ -155,31 +148,52 @@ class Gemma(Family):
         return {"lm_head.weight": "model.embed_tokens.weight"} if config.tied_embeddings else {}
 
 
-def _cap(fields: Fields, name: str, absent: float | None) -> float | None:
+def _activation(fields: Fields) -> str:
+    """Gemma reads hidden_act, where the first files say "gelu" and mean its tanh form; from 2 on it
+    is hidden_activation. The other name may stand beside it if it says the same."""
+    reads = "hidden_act" if fields.has("hidden_act") else "hidden_activation"
+    first = reads == "hidden_act"
+    names = ACTIVATIONS | {"gelu": "gelu"} if first else ACTIVATIONS
+    found = fields.choice(reads, names)
+    other = "hidden_activation" if first else "hidden_act"
+    fine = [name for name, ours in names.items() if ours == found]
+    fine += ["gelu"] if found == "gelu" else []
+    fields.refuse(other, fine, f"a {fields.kind} reads {reads}, which is another")
+    return found
+
+
+def _cap(fields: Fields, name: str) -> float | None:
     """A soft cap; null is none, and a file without the field means its class's."""
-    if name not in fields:
-        return absent
-    return None if fields.get(name) is None else fields.number(name, None, float)
+    return None if fields.get(name) is None else fields.number(name, kind=float)
 
 
-def _windows(fields: Fields, layers: int, every: int) -> dict[str, Any]:
+def _windows(fields: Fields, layers: int) -> dict[str, Any]:
     """The window, and which layers have it: all but every so-manieth."""
-    window = fields.number("sliding_window", 0 if "sliding_window" in fields else 4096) or None
-    for name in ("sliding_window_pattern", "_sliding_window_pattern"):
-        every = fields.number(name, every)
-    local = [bool((i + 1) % every) for i in range(layers)]
-    kinds = fields.get("layer_types", [_LOCAL if near else _FULL for near in local])
-    if not any(kind == _LOCAL for kind in kinds):
+    window = fields.get("sliding_window")
+    if window is not None and fields.number("sliding_window") < 1:
+        raise UserError(f"{fields.where}: sliding_window is {window!r}, expected 1 or more.")
+    every = 2
+    if fields.has("sliding_window_pattern"):
+        every = fields.number("sliding_window_pattern")
+    if every < 1:
+        raise UserError(f"{fields.where}: sliding_window_pattern is {every}, expected 1 or more.")
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        kinds = [LOCAL if (i + 1) % every else FULL for i in range(layers)]
+        # Names that this class doesn't read: fine if they say what it does.
+        for name in _PATTERNS:
+            if not fields.has(name):
+                fields.refuse(name, (every,), f"it is {every} here; layer_types could say another")
+    fields.ignore(*_PATTERNS)  # layer_types decides
+    if isinstance(kinds, list) and LOCAL not in kinds:
         window = None
-    elif _FULL not in kinds:
-        every = layers + 1
-    else:
-        every = kinds.index(_FULL) + 1
-    expected = [_LOCAL if window and (i + 1) % every else _FULL for i in range(layers)]
+    elif isinstance(kinds, list):
+        every = kinds.index(FULL) + 1 if FULL in kinds else layers + 1
+    expected = [LOCAL if window and (i + 1) % every else FULL for i in range(layers)]
     if kinds != expected:
         raise UserError(
             f"{fields.where}: layer_types = {kinds!r:.90} isn't supported: expected "
-            f"'{_FULL}' in every so-manieth layer, '{_LOCAL}' in the others, and a sliding_window."
+            f"'{FULL}' in every so-manieth layer, '{LOCAL}' in the others, and a sliding_window."
         )
     every_or_none = every if window else None
     return dict(attention_window=window, full_attention_every=every_or_none)
@@ -187,20 +201,21 @@ def _windows(fields: Fields, layers: int, every: int) -> dict[str, Any]:
 
 def _ropes(fields: Fields, windows: bool) -> dict[str, Any]:
     """Gemma 3's two rotations: of layers that see everything, and of those with a window."""
-    local: rope.Rope = fields.number("rope_local_base_freq", 10_000.0, float), None
-    full: rope.Rope = fields.number("rope_theta", 1_000_000.0, float), None
-    full = rope.parsed(fields.get("rope_scaling", {}), full, f"{fields.where}: rope_scaling")
-    both = fields.get("rope_parameters", {})
+    local: rope.Rope = fields.number("rope_local_base_freq", kind=float), None
+    full: rope.Rope = fields.number("rope_theta", kind=float), None
+    rope.one_spelling(fields)
+    full = rope.parsed(fields.get("rope_scaling") or {}, full, f"{fields.where}: rope_scaling")
+    both = fields.get("rope_parameters") or {}
     if isinstance(both, dict):
-        unknown = both.keys() - {_LOCAL, _FULL}
+        unknown = both.keys() - {LOCAL, FULL}
     if not isinstance(both, dict) or unknown:
         raise UserError(
             f"{fields.where}: rope_parameters is {both!r:.90}, expected an object with "
-            f"'{_FULL}' and '{_LOCAL}'."
+            f"'{FULL}' and '{LOCAL}'."
         )
     what = f"{fields.where}: rope_parameters"
-    full = rope.parsed(both.get(_FULL) or {}, full, what)
-    local = rope.parsed(both.get(_LOCAL) or {}, local, what)
+    full = rope.parsed(both.get(FULL) or {}, full, what)
+    local = rope.parsed(both.get(LOCAL) or {}, local, what)
     if local[1] is not None:
         raise UserError(f"{what} scales layers with a window: that isn't supported.")
     return dict(rope_theta=full[0], rope_scaling=full[1]) | (

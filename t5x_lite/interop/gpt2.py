@@ -15,7 +15,7 @@ class Gpt2(Family):
 
     def read(self, fields: Fields, tensors: Collection[str]) -> dict[str, Any]:
         embed_dim, heads, head_dim = fields.heads("n_embd", "n_head")
-        scaled = fields.get("scale_attn_weights", True)
+        scaled = fields.flag("scale_attn_weights")
         fields.refuse("scale_attn_by_inverse_layer_idx", (False,), "all layers are scaled alike")
         fields.refuse("add_cross_attention", (False,), "a GPT-2 decodes alone")
         arguments = dict(
@@ -26,16 +26,16 @@ class Gpt2(Family):
             head_dim=head_dim,
             mlp_dim=fields.number("n_inner", 4 * embed_dim),
             num_decoder_layers=fields.number("n_layer"),
-            mlp_activations=(fields.choice("activation_function", ACTIVATIONS, "gelu_new"),),
+            mlp_activations=(fields.choice("activation_function", ACTIVATIONS),),
             norm="layer",
-            norm_epsilon=fields.number("layer_norm_epsilon", 1e-5, float),
+            norm_epsilon=fields.number("layer_norm_epsilon", kind=float),
             positions="learned",
-            max_positions=fields.number("n_positions", 1024),
-            scale_attention=bool(scaled),
-            tied_embeddings=bool(fields.get("tie_word_embeddings", True)),
+            max_positions=fields.number("n_positions"),
+            scale_attention=scaled,
+            tied_embeddings=fields.flag("tie_word_embeddings"),
             scale_tied_logits=False,
             use_bias=True,
-            init_std=fields.number("initializer_range", 0.02, float),
+            init_std=fields.number("initializer_range", kind=float),
         )
         fields.done(("reorder_and_upcast_attn",))  # the order of rounding in half precision
         return arguments

@@ -20,7 +20,7 @@ from t5x_lite.interop.gpt2 import Gpt2
 from t5x_lite.interop.llama import Llama
 from t5x_lite.interop.safetensors_files import SHARD_BYTES, Writer, read_json
 from t5x_lite.interop.t5 import T5
-from t5x_lite.interop.tensors import Tensor, Tensors
+from t5x_lite.interop.tensors import Tensor, Tensors, equal, require_finite
 from t5x_lite.interop.weight_maps import Shape, as_parameters, their_shapes, their_tensors
 from t5x_lite.interop.xlnet import XLNet
 from t5x_lite.models import Model, TransformerConfig
@@ -101,21 +101,12 @@ def _without_copies(tensors: Tensors, family: Family, config, folder: Path) -> T
     for name, original in family.copies(config).items():
         if name not in left or original not in left:
             continue
-        one, other = left.pop(name), left[original]
-        same = one.shape == other.shape and all(
-            np.array_equal(one.read(part), other.read(part)) for part in _rows(one.shape)
-        )
-        if not same:
+        if not equal(left.pop(name), left[original]):
             raise UserError(
                 f"{name} and {original} in {folder} differ, though config.json ties them: "
                 f"set tie_word_embeddings to false if they are two."
             )
     return left
-
-
-def _rows(shape: Shape, rows: int = 4096) -> Iterator[tuple[slice, ...]]:
-    for start in range(0, shape[0], rows):
-        yield slice(start, min(start + rows, shape[0])), *(slice(0, size) for size in shape[1:])
 
 
 # ------------------------------------------------------------------------------------- writing
@@ -163,13 +154,15 @@ def write(
         read_parameter = swapped_rows.swapped_back(read_parameter, config, row)
     if vocabulary is not None:
         tokenizer_files.check_size(vocabulary.size, config.vocab_size, "the vocabulary")
-    rules = family.rules(config)
+    rules = family.rules(config) + family.repeated(config)
     specs = {n: (s, dtype) for n, s in their_shapes(rules, shapes, config).items()}
     stacked = any("/layers/" in name for name in shapes)
     with new_folder(path) as folder:
         writer = Writer(folder, specs, shard_bytes)
         for name, value in their_tensors(rules, read_parameter, stacked, config):
-            writer.write(name, np.ascontiguousarray(value, dtype))
+            with np.errstate(over="ignore"):
+                value = np.ascontiguousarray(value, dtype)
+            writer.write(name, require_finite(value, f"{name} as {dtype.name}"))
             del value  # a view of a parameter, as there
         writer.close()
         special = tokenizer_files.write(vocabulary, folder, config) if vocabulary else {}

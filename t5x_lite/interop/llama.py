@@ -23,7 +23,7 @@ NORMS = (
     ("pre_self_attention_layer_norm", "input_layernorm"),
     ("pre_mlp_layer_norm", "post_attention_layernorm"),
 )
-_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32, "mixtral": 8, "qwen3_moe": 4}
+LOCAL, FULL = "sliding_attention", "full_attention"
 _SEVERAL = tuple(range(2, 1024))
 _NAMES = {"gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu", "relu": "relu", "silu": "silu"}
 
@@ -45,43 +45,35 @@ class Llama(Family):
     model_types = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 
     def read(self, fields: Fields, tensors: Collection[str]) -> dict[str, Any]:
-        kind = fields.get("model_type")
         embed_dim, heads = fields.number("hidden_size"), fields.number("num_attention_heads")
-        layers = fields.number("num_hidden_layers")
-        # A file without a field means what its class has as the default.
-        kv_heads, head_dim = heads, embed_dim // heads
-        if "num_key_value_heads" not in fields:
-            kv_heads = _KV_HEADS.get(kind, heads)
-        if "head_dim" not in fields and kind == "qwen3":
-            head_dim = 128
-        activation = fields.choice("hidden_act", ACTIVATIONS, "silu")
-        theta, scaling = rope.read(fields, 1e6 if kind == "mixtral" else 1e4)
-        width = fields.number("intermediate_size", None if kind != "qwen3_moe" else 0)
-        if kind == "qwen3_moe":
-            width = fields.number("moe_intermediate_size", 768)
+        layers, moe = fields.number("num_hidden_layers"), fields.kind in ("mixtral", "qwen3_moe")
+        width = fields.number("intermediate_size")
+        if fields.kind == "qwen3_moe":
+            width = fields.number("moe_intermediate_size")
+        theta, scaling = rope.read(fields)
         arguments = dict(
             architecture="decoder_only",
             vocab_size=fields.number("vocab_size"),
             embed_dim=embed_dim,
             num_heads=heads,
-            num_kv_heads=fields.number("num_key_value_heads", kv_heads),
-            head_dim=fields.number("head_dim", head_dim),
+            num_kv_heads=fields.number("num_key_value_heads", heads),
+            head_dim=fields.number("head_dim", embed_dim // max(heads, 1)),
             mlp_dim=width,
             num_decoder_layers=layers,
-            mlp_activations=(activation, "linear"),
-            norm_epsilon=fields.number("rms_norm_eps", 1e-6, float),
+            mlp_activations=(fields.choice("hidden_act", ACTIVATIONS), "linear"),
+            norm_epsilon=fields.number("rms_norm_eps", kind=float),
             positions="rope",
             rope_theta=theta,
             rope_scaling=scaling,
-            max_positions=fields.number("max_position_embeddings", 2048),
+            max_positions=fields.number("max_position_embeddings"),
             scale_attention=True,
-            qk_norm=kind in ("qwen3", "qwen3_moe"),
-            tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
+            qk_norm=fields.kind in ("qwen3", "qwen3_moe"),
+            tied_embeddings=fields.flag("tie_word_embeddings"),
             scale_tied_logits=False,
-            attention_window=_window(fields, kind, layers),
-            use_bias=_biases(fields, kind),
-            init_std=fields.number("initializer_range", 0.02, float),
-            **_experts(fields, kind),
+            attention_window=_window(fields, layers),
+            use_bias=_biases(fields),
+            init_std=fields.number("initializer_range", kind=float),
+            **(_experts(fields) if moe else {}),
         )
         fields.done()
         return arguments
@@ -97,6 +89,10 @@ class Llama(Family):
             biases, experts = (False,), dict(num_experts=config.num_experts, moe_every=1)
             if not config.qk_norm:  # Mixtral's weights are normalised
                 experts |= dict(normalize_expert_weights=True, experts_per_token=_SEVERAL)
+        if config.embed_dim % config.num_heads and config.use_bias is True:
+            # Only Llama has all the biases, and its width is that of whole heads.
+            whole = config.embed_dim // config.num_heads * config.num_heads
+            experts |= dict(embed_dim=whole)
         return first_obstacle(
             config,
             architecture="decoder_only",
@@ -122,7 +118,7 @@ class Llama(Family):
             kind, name = "qwen3", "Qwen3ForCausalLM"
         elif c.use_bias == "qkv":
             kind, name = "qwen2", "Qwen2ForCausalLM"
-        elif c.attention_window is not None:
+        elif c.attention_window is not None or c.embed_dim % c.num_heads:
             kind, name = "mistral", "MistralForCausalLM"
         values = {
             "model_type": kind,
@@ -204,15 +200,11 @@ def _expert_rules(ours: str, theirs: str, mixtral: bool) -> list[Rule]:
     ]
 
 
-def _experts(fields: Fields, kind: str) -> dict[str, Any]:
-    """The settings of a mixture of experts; none for models without."""
-    if kind not in ("mixtral", "qwen3_moe"):
-        return {}
-    mixtral = kind == "mixtral"
-    names = ("num_local_experts", "num_experts")  # transformers 5 writes the first for both
-    name = next((n for n in names if n in fields), names[0])
-    chosen = fields.number("num_experts_per_tok", 2 if mixtral else 8)
-    normalized = mixtral or bool(fields.get("norm_topk_prob", False))
+def _experts(fields: Fields) -> dict[str, Any]:
+    """The settings of a mixture of experts."""
+    mixtral = fields.kind == "mixtral"
+    chosen = fields.number("num_experts_per_tok")
+    normalized = mixtral or fields.flag("norm_topk_prob")
     if normalized and chosen == 1:
         raise UserError(
             f"{fields.where}: num_experts_per_tok = 1 with normalised weights isn't supported: "
@@ -223,19 +215,19 @@ def _experts(fields: Fields, kind: str) -> dict[str, Any]:
     fields.refuse("mlp_only_layers", ([],), "all layers have experts, or none has")
     fields.get("output_router_logits")  # of the training loss
     return dict(
-        num_experts=fields.number(name, 8 if mixtral else 128),
+        num_experts=fields.number("num_local_experts" if mixtral else "num_experts"),
         experts_per_token=chosen,
         normalize_expert_weights=normalized,
-        load_balance_loss=fields.number("router_aux_loss_coef", 0.001, float),
+        load_balance_loss=fields.number("router_aux_loss_coef", kind=float),
     )
 
 
-def _biases(fields: Fields, kind: str) -> bool | str:
+def _biases(fields: Fields) -> bool | str:
     """Qwen2 always has some; Llama's attention and MLP may, and here it is both or neither."""
-    bias = bool(fields.get("attention_bias", False))
-    if kind == "qwen2":
+    if fields.kind == "qwen2":
         return "qkv"
-    if bool(fields.get("mlp_bias", False) if kind == "llama" else False) != bias:
+    bias = fields.has("attention_bias") and fields.flag("attention_bias")
+    if (fields.has("mlp_bias") and fields.flag("mlp_bias")) != bias:
         raise UserError(
             f"{fields.where}: attention_bias = {bias} alone isn't supported; expected mlp_bias to "
             f"be the same (TransformerConfig.use_bias is for all projections)."
@@ -243,26 +235,38 @@ def _biases(fields: Fields, kind: str) -> bool | str:
     return bias
 
 
-def _window(fields: Fields, kind: str, layers: int) -> int | None:
-    """The window of all layers; UserError if only some have one."""
+def _window(fields: Fields, layers: int) -> int | None:
+    """The window of all layers; UserError if only some have one.
+
+    Mistral and Mixtral have it unless sliding_window is null; Qwen's have it if use_sliding_window
+    says so, in the layers that layer_types or max_window_layers names; Llama has none.
+    """
     window = fields.get("sliding_window")
-    if "sliding_window" not in fields and kind in ("mistral", "qwen2", "qwen3"):
-        window = 4096
-    full_below = fields.number("max_window_layers", 28)
-    kinds = fields.get("layer_types")
-    if not fields.get("use_sliding_window", kind in ("mistral", "mixtral")):
+    if fields.has("use_sliding_window") and not fields.flag("use_sliding_window"):
         window = None
+    first = fields.number("max_window_layers") if fields.has("max_window_layers") else 0
+    kinds = fields.get("layer_types")
     if kinds is None:
-        first = full_below if kind in ("qwen2", "qwen3") else 0
-        kinds = ["sliding_attention" if i >= first and window else "full_attention"
-                 for i in range(layers)]  # fmt: skip
-    if len(found := set(kinds)) > 1 or not found <= {"sliding_attention", "full_attention"}:
+        kinds = [LOCAL if i >= first and window is not None else FULL for i in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers or not {*kinds} <= {LOCAL, FULL}:
         raise UserError(
-            f"{fields.where}: layers of several kinds ({', '.join(sorted(found))}) aren't "
+            f"{fields.where}: layer_types is {kinds!r:.90}, expected {layers} of {LOCAL!r} and "
+            f"{FULL!r}."
+        )
+    if len({*kinds}) > 1:
+        raise UserError(
+            f"{fields.where}: layers of several kinds ({', '.join(sorted({*kinds}))}) aren't "
             f"supported: a window is of all layers or of none."
         )
-    if found == {"sliding_attention"}:
-        if not isinstance(window, int) or window < 1:
-            raise UserError(f"{fields.where}: sliding_window is {window!r}, expected a number.")
-        return window
-    return None
+    window = window if LOCAL in kinds else None
+    if LOCAL in kinds and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
+        raise UserError(
+            f"{fields.where}: sliding_window is {window!r}, expected a number from 1 on."
+        )
+    # What siblings read is idle if it says what this class does anyway.
+    for name, fine in (("use_sliding_window", window is not None), ("layer_types", kinds)):
+        if not fields.has(name):
+            why = f"a {fields.kind} doesn't read it, and has {'a' if window else 'no'} window"
+            fields.refuse(name, (fine,), why)
+    fields.ignore("max_window_layers")
+    return window

@@ -25,7 +25,7 @@ from t5x_lite.interop import (
     t5x,
     tokenizer_files,
 )
-from t5x_lite.interop.tensors import Tensor, whole
+from t5x_lite.interop.tensors import Tensor, cast, finite, whole
 from t5x_lite.interop.weight_maps import Shape
 from t5x_lite.models import Model, TransformerConfig, adapters
 from t5x_lite.parallel.rules import MeshAxes
@@ -77,7 +77,8 @@ class Source(NamedTuple):
     """Weights that aren't in memory yet.
 
     kind: "huggingface", "t5x" or "t5x_lite". exact: whether `config` was written down beside the
-    weights, not guessed from their shapes. dtype: of the largest parameter.
+    weights, not guessed from their shapes. dtype: of the largest parameter. given: the vocabulary
+    that they were opened with, if one was.
     """
 
     kind: str
@@ -86,6 +87,7 @@ class Source(NamedTuple):
     exact: bool
     dtype: np.dtype
     reader: Any
+    given: Any = None
 
     def parameters(
         self, shapes: Mapping[str, Shape], dtype: np.dtype | None = None
@@ -93,15 +95,21 @@ class Source(NamedTuple):
         """The parameters of a model with these shapes by name; UserError if there are others."""
         fused = self.kind == "t5x_lite" and self.config.fused_projections
         if fusing.is_fused(shapes) == fused:
-            return self.reader(shapes, dtype)
-        if fused:
+            found = self.reader(shapes, dtype)
+        elif fused:
             stored = fusing.fused_shapes(shapes, self.config)
-            return fusing.unfuse_tensors(self.reader(stored, dtype), self.config)
-        stored = fusing.plain_shapes(shapes, self.config)
-        return fusing.fuse_tensors(self.reader(stored, dtype), self.config)
+            found = fusing.unfuse_tensors(self.reader(stored, dtype), self.config)
+        else:
+            stored = fusing.plain_shapes(shapes, self.config)
+            found = fusing.fuse_tensors(self.reader(stored, dtype), self.config)
+        if self.kind == "huggingface" and dtype is None:
+            return found  # whose files' tensors are looked at, by their names
+        return {name: finite(tensor, f"{name} of {self.path}") for name, tensor in found.items()}
 
     def vocabulary(self):
         """What the weights were trained with, or None if no file says it."""
+        if self.given is not None:
+            return None if self.given == swapped_rows.AS_THEY_ARE else self.given
         if self.kind == "t5x":
             return None
         if self.kind == "huggingface":
@@ -109,13 +117,17 @@ class Source(NamedTuple):
         return runs.vocabulary(layout.absolute(self.path), self.config.vocab_size)
 
 
-def open_source(path: str | os.PathLike, config: TransformerConfig | None = None) -> Source:
+def open_source(
+    path: str | os.PathLike, config: TransformerConfig | None = None, vocabulary: Any = None
+) -> Source:
     """Finds out what a path is, and reads the headers there.
 
     Args:
       path: a folder of Hugging Face, a checkpoint of T5X (or a folder of some), or a run of this
         package or one of its checkpoints.
       config: the model, where the folder doesn't say it: T5X's.
+      vocabulary: what the weights were trained with, where the folder doesn't say it; "none": their
+        ids are taken as they are (see `swapped_rows.row_of`).
 
     Raises:
       UserError: it is none of these, or damaged, or a model that can't be expressed here.
@@ -127,21 +139,21 @@ def open_source(path: str | os.PathLike, config: TransformerConfig | None = None
         folder = huggingface.read(Path(path).expanduser())
         dtype = max(folder.tensors.values(), key=lambda t: np.prod(t.shape)).dtype
         read = folder.parameters
-        if row := tokenizer_files.swapped_row_of(folder.path):
+        if row := swapped_rows.row_of(folder.path, folder.config, vocabulary):
             read = lambda s, d=None: swapped_rows.swapped(  # noqa: E731
                 folder.parameters(s, d), folder.config, row
             )
-        return Source("huggingface", str(folder.path), folder.config, True, dtype, read)
+        return Source("huggingface", str(folder.path), folder.config, True, dtype, read, vocabulary)
     if "://" not in path and (found := t5x.find(Path(path).expanduser())) is not None:
         tensors = t5x.read(found)
         chosen = config or t5x.guess_config(tensors, found)
         dtype = max(tensors.values(), key=lambda t: np.prod(t.shape)).dtype
-        return Source("t5x", str(found), chosen, config is not None, dtype,
-                      lambda s, d=None: t5x.parameters(tensors, s, chosen, found, d))  # fmt: skip
+        read = lambda s, d=None: t5x.parameters(tensors, s, chosen, found, d)  # noqa: E731
+        return Source("t5x", str(found), chosen, config is not None, dtype, read, vocabulary)
     found = layout.find_checkpoint(layout.absolute(path))
     source = runs.Checkpoint(found)
     chosen = config or source.config
-    return Source("t5x_lite", str(path), chosen, True, source.dtype, source.parameters)
+    return Source("t5x_lite", str(path), chosen, True, source.dtype, source.parameters, vocabulary)
 
 
 def is_foreign(path: str | os.PathLike) -> bool:
@@ -159,13 +171,15 @@ def restore_params(
     *,
     model: TransformerConfig,
     start: bool = False,
+    vocabulary: Any = None,
 ) -> dict[str, Any]:
     """`checkpoints.restore_params`, from folders of Hugging Face and checkpoints of T5X, too.
 
     With ``include``, a folder of Hugging Face may be another model, as long as it has these
     parameters: an encoder-decoder's encoder, or BERT without its heads. Each device reads its own
     part. With ``start``, weights needn't have the model's adapters: these are left out then, and
-    LoRAs that the weights have are merged into them. Raises UserError also if ``model`` has
+    LoRAs that the weights have are merged into them. ``vocabulary`` is what the model reads:
+    weights that come without one are taken to be for it. Raises UserError also if ``model`` has
     settings with which those weights would compute something else (of T5X's only the shapes can be
     checked).
     """
@@ -181,7 +195,11 @@ def restore_params(
         if not merged and runs.is_fused(path) == model.fused_projections:
             return checkpoints.restore_params(path, abstract, include)
         stored = dataclasses.replace(model, fused_projections=runs.is_fused(path))
-    source = open_source(path, None if huggingface.is_folder(Path(path).expanduser()) else stored)
+    folder = Path(path).expanduser()
+    foreign = huggingface.is_folder(folder)
+    if not foreign or tokenizer_files.swapped_row_of(folder) is not None:
+        vocabulary = None
+    source = open_source(path, None if foreign else stored, vocabulary)
     try:
         pattern = re.compile(include or "")
     except re.error as error:
@@ -258,6 +276,7 @@ def from_pretrained(
     rules: Mapping[str, MeshAxes] | None = None,
     param_dtype: Any = "float32",
     config: TransformerConfig | None = None,
+    vocabulary: Any = None,
     **settings: Any,
 ) -> tuple[Model, dict[str, Any], Any]:
     """Returns (model, parameters, vocabulary) of a folder of weights.
@@ -267,6 +286,8 @@ def from_pretrained(
       mesh, rules: where the parameters go (see `make_mesh`); None: to the first device.
       param_dtype: of the parameters.
       config: the model, where the folder doesn't say it (T5X).
+      vocabulary: what the weights were trained with, where the folder doesn't say it; "none" takes
+        their ids as they are.
       settings: of TransformerConfig that change no number, such as remat="full", dtype="float32" or
         scan_layers=False.
 
@@ -276,7 +297,7 @@ def from_pretrained(
     Raises:
       UserError: see `open_source`.
     """
-    source = open_source(path, config)
+    source = open_source(path, config, vocabulary)
     changed = [name for name in settings if name in (*_MEANING, *_MEANING_IF, "adapters")]
     if changed:
         raise UserError(f"{changed[0]} is what the weights in {path} make it; it can't be chosen.")
@@ -289,10 +310,14 @@ def from_pretrained(
     wanted = layout.by_name(abstract)
     tensors = source.parameters({name: leaf.shape for name, leaf in wanted.items()})
     dtype = dtype_named(np.dtype(param_dtype).name)
-    params = {
-        name: place(tensors[name], jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding))
-        for name, leaf in wanted.items()
-    }
+
+    def placed(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        tensor = tensors[name]
+        if dtype.itemsize < tensor.dtype.itemsize:  # what may be too large for it
+            tensor = finite(cast(tensor, dtype), f"{name} of {path} as {dtype.name}")
+        return place(tensor, jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding))
+
+    params = {name: placed(name, leaf) for name, leaf in wanted.items()}
     return model, layout.nested(params), source.vocabulary()
 
 
@@ -358,7 +383,7 @@ def convert(
       kind: "huggingface"; "t5x_lite": a run's folder with checkpoints/0 in it; or "peft": the
         LoRAs of a run alone.
       dtype: of what is written; None: the source's.
-      vocabulary: to be written with it; None: none is.
+      vocabulary: to be written with it; None: the source's for Hugging Face, if it has one.
       as_causal: write a prefix LM for transformers, too, whose decoders have another mask.
 
     Raises UserError for such a model without it, before anything is written.
@@ -375,6 +400,8 @@ def convert(
         return
     shapes = huggingface.shapes_of(source.config)
     if kind == "huggingface":
+        if vocabulary is None and source.kind == "huggingface":
+            vocabulary = source.vocabulary()  # whose places of ids the parameters have
         tensors = source.parameters(shapes)  # cast as they are written, layer by layer
         read = lambda name: tensors[name].all()  # noqa: E731
         huggingface.write(to, source.config, read, shapes, vocabulary=vocabulary, dtype=dtype)
@@ -391,7 +418,7 @@ def convert(
         if vocabulary is not None:
             ids = tokenizer_files.write(vocabulary, folder, source.config)
             huggingface.write_json(folder / IDS, ids)
-        elif source.kind == "huggingface":
+        elif source.kind == "huggingface" and source.given is None:
             for name in tokenizer_files.FILES:
                 if (Path(source.path) / name).is_file():
                     shutil.copyfile(Path(source.path) / name, folder / name)

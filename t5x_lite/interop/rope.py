@@ -17,12 +17,23 @@ _KINDS = {"default": (), "linear": ("factor",), "llama3": _LLAMA3}
 Rope = tuple[float, tuple | None]  # rope_theta and rope_scaling of TransformerConfig
 
 
-def read(fields: Fields, theta: float = 10_000.0) -> Rope:
-    """Fields in files of transformers 4, one object in 5's. ``theta``: where none is named."""
-    found: Rope = fields.number("rope_theta", theta, float), None
+def read(fields: Fields) -> Rope:
+    """Fields in files of transformers 4, one object in 5's."""
+    found: Rope = fields.number("rope_theta", kind=float), None
+    one_spelling(fields)
     for name in ("rope_scaling", "rope_parameters"):
-        found = parsed(fields.get(name, {}), found, f"{fields.where}: {name}")
+        found = parsed(fields.get(name) or {}, found, f"{fields.where}: {name}")
     return found
+
+
+def one_spelling(fields: Fields) -> None:
+    """UserError for a file with both objects: transformers leaves one of them out."""
+    old, new = fields.get("rope_scaling"), fields.get("rope_parameters")
+    if old and new and old != new:
+        raise UserError(
+            f"{fields.where}: rope_scaling = {old!r:.80} and rope_parameters = {new!r:.80} are one "
+            f"thing in two spellings: expected one of them."
+        )
 
 
 def parsed(rope: Any, found: Rope, what: str) -> Rope:
@@ -31,9 +42,14 @@ def parsed(rope: Any, found: Rope, what: str) -> Rope:
         raise UserError(f"{what} is {rope!r}, expected an object.")
     theta, scaling = found
     rope = dict(rope)
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
-    rope.pop("type", None)
-    theta = float(rope.pop("rope_theta", theta))
+    old = rope.pop("type", None)
+    kind = rope.pop("rope_type", old or "default")
+    if old is not None and old != kind:
+        raise UserError(f"{what} has type {old!r} and rope_type {kind!r}: expected one of them.")
+    theta = rope.pop("rope_theta", theta)
+    for name, value in dict(rope_theta=theta, **rope).items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise UserError(f"{what}: {name} is {value!r}, expected a number above 0.")
     wanted = _KINDS.get(kind if isinstance(kind, str) else "")
     if wanted is None or set(rope) != set(wanted):
         held = ", ".join(sorted(rope)) or "nothing"
@@ -41,7 +57,7 @@ def parsed(rope: Any, found: Rope, what: str) -> Rope:
             f"{what} of type {kind!r} with {held} isn't supported; expected linear with factor, "
             f"or llama3 with {', '.join(_LLAMA3)}."
         )
-    return theta, (kind, *(rope[key] for key in wanted)) if wanted else scaling
+    return float(theta), (kind, *(rope[key] for key in wanted)) if wanted else scaling
 
 
 def written(config: TransformerConfig) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,12 +52,10 @@ class Checkpoint:
         found = self.description.get("run", {}).get("model")
         if not isinstance(found, dict):
             raise UserError(f"{self.path} doesn't say what model it is of: give --config.")
-        known = {field.name: field.default for field in dataclasses.fields(TransformerConfig)}
-        if unknown := sorted(found.keys() - known.keys()):
+        known = {field.name for field in dataclasses.fields(TransformerConfig)}
+        if unknown := sorted(found.keys() - known):
             raise UserError(f"{self.path} is of a model with {unknown[0]!r}, unknown here.")
-        # All of them: in the place of what is absent, gin would put what the run at work has.
-        given = {n: v for n, v in known.items() if v is not dataclasses.MISSING}
-        return TransformerConfig(**given | found)
+        return TransformerConfig(**found)
 
     @property
     def dtype(self) -> np.dtype:
@@ -262,11 +259,9 @@ def configured(text: str, parameter: str, folder: epath.Path | None = None) -> A
         (Path(temporary) / "run.json").touch()  # somebody else's, perhaps: it may import nothing
         if folder is not None and "://" not in str(folder):
             run_vocabulary.refer(folder, temporary)
-        config.register_all()
         config.parse([str(file)], root=_TASK)
-        for (scope, selector), values in list(gin.config._CONFIG.items()):
-            if parameter in values:  # all tasks of a mixture have the same
-                return config.evaluate("/".join(filter(None, [scope, f"{selector}.{parameter}"])))
+        for key in config.bound(parameter):  # all tasks of a mixture have the same
+            return config.evaluate(key)
     return None
 
 

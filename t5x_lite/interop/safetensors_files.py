@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.interop.tensors import Index, Tensor, empty
+from t5x_lite.interop.tensors import Index, Tensor, empty, finite
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
@@ -89,7 +89,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         if (code := entry["dtype"]) not in DTYPES:
             raise UserError(f"{path}: {name!r} is {code}, expected one of {', '.join(DTYPES)}.")
         shape, start = tuple(entry["shape"]), 8 + size + entry["data_offsets"][0]
-        tensors[name] = Tensor(shape, DTYPES[code], _reader(path, shape, DTYPES[code], start))
+        tensor = Tensor(shape, DTYPES[code], _reader(path, shape, DTYPES[code], start))
+        tensors[name] = finite(tensor, f"{name} in {path}")
     return tensors
 
 

@@ -3,16 +3,61 @@
 In every parameter with an axis over the vocabulary two rows are swapped, on the way in and out.
 """
 
+import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from t5x_lite.errors import UserError
+from t5x_lite.interop import tokenizer_files
+from t5x_lite.interop.safetensors_files import read_json
 from t5x_lite.interop.tensors import Index, Tensor, whole
 from t5x_lite.models import Model, TransformerConfig
 from t5x_lite.parallel.rules import is_axis_names
 
+log = logging.getLogger(__name__)
+
 _AXIS = "vocab"
+AS_THEY_ARE = "none"  # in the place of a vocabulary: all ids are what the weights have
+
+
+def row_of(folder: Path, config: TransformerConfig, vocabulary: Any = None) -> int:
+    """The id that changes places with 0 in the weights of a Hugging Face folder; 0: none does.
+
+    vocabulary: what the weights are read with; None: the folder's; `AS_THEY_ARE`: none is.
+
+    Raises UserError for a decoder without a vocabulary whose config.json names special tokens in
+    such a way that id 0 may be text, or padding be elsewhere: that only its vocabulary says.
+    """
+    if vocabulary == AS_THEY_ARE:
+        return 0
+    own = tokenizer_files.swapped_row_of(folder)
+    if vocabulary is not None:
+        given = tokenizer_files.swapped_row(vocabulary)
+        if own is not None and own != given:
+            raise UserError(
+                f"the tokenizer in {folder} has padding at its id {own}, the vocabulary that was "
+                f"given at {given}: they can't be read with the same weights."
+            )
+        return given
+    if own is not None or config.architecture != "decoder_only":
+        return own or 0
+    values = read_json(folder / "config.json")
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    named = {name: values[name] for name in names if values.get(name) is not None}
+    if named and (named.get("pad_token_id") != 0 or named.get("bos_token_id", 0) != 0):
+        said = ", ".join(f"{name} = {value}" for name, value in named.items())
+        raise UserError(
+            f"{folder} has no tokenizer files that are known here, and its config.json says "
+            f"{said}: which id is padding, and what is at id 0, only its vocabulary says. Give "
+            f"that (--vocabulary=FILE, vocabulary=HuggingFaceVocabulary(...)), or "
+            f"{AS_THEY_ARE!r} to take all ids as the weights have them."
+        )
+    log.warning("%s has no vocabulary: its ids are taken as they are, 0 as padding.", folder)
+    return 0
 
 
 def vocabulary_axes(config: TransformerConfig) -> dict[str, int]:

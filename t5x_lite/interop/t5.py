@@ -4,21 +4,14 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from t5x_lite.errors import UserError
-from t5x_lite.interop.family import Family, first_obstacle
+from t5x_lite.interop.family import ACTIVATION_NAMES, ACTIVATIONS, Family, first_obstacle
 from t5x_lite.interop.fields import Fields
+from t5x_lite.interop.tensors import Tensors, equal
 from t5x_lite.interop.weight_maps import Rule
 from t5x_lite.models import TransformerConfig
 
-# feed_forward_proj -> mlp_activations. T5Config reads "gated-gelu" as gelu_new, "gelu" as erf.
-MLPS = {
-    "relu": ("relu",),
-    "gelu": ("gelu_exact",),
-    "gelu_new": ("gelu",),
-    "silu": ("silu",),
-    "gated-relu": ("relu", "linear"),
-    "gated-gelu": ("gelu", "linear"),
-    "gated-silu": ("silu", "linear"),
-}
+TABLE, HEAD = "shared.weight", "lm_head.weight"
+_GATED = "gated-"
 _ATTENTION = (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o"))
 
 
@@ -27,22 +20,14 @@ class T5(Family):
 
     def read(self, fields: Fields, tensors: Collection[str]) -> dict[str, Any]:
         layers = fields.number("num_layers")
-        tie = fields.get("tie_word_embeddings")
-        # transformers 4 scales the output if the table is tied. 5 writes scale_decoder_outputs,
-        # claims all tables to be tied, and ties those that come without a head. mT5 never scales.
-        scale = fields.get("scale_decoder_outputs", tie is not False)
-        kind = fields.get("model_type")
-        if kind in ("mt5", "umt5"):  # as published; transformers 5 scales umT5's by mistake
-            scale = False
-        head = "lm_head.weight" in tensors and not (scale and tie is not False)
+        scale = _scale(fields)
+        # The head is what the file holds: a copy of the table has been dropped (see `renamed`).
+        head = HEAD in tensors
         if scale and head:
             raise UserError(
                 f"{fields.where} scales the decoder's output and has a head of its own: "
                 f"T5 1.0 ties it, T5 1.1 doesn't scale; set tie_word_embeddings to say which."
             )
-        fields.refuse("is_gated_act", (True, False), "unknown")
-        fields.get("dense_act_fn")  # follows from feed_forward_proj
-        activations = fields.choice("feed_forward_proj", MLPS, "relu")
         arguments = dict(
             architecture="encoder_decoder",
             vocab_size=fields.number("vocab_size"),
@@ -52,13 +37,13 @@ class T5(Family):
             mlp_dim=fields.number("d_ff"),
             num_encoder_layers=layers,
             num_decoder_layers=fields.number("num_decoder_layers", layers),
-            mlp_activations=activations,
-            norm_epsilon=fields.number("layer_norm_epsilon", 1e-6, float),
-            relative_buckets=fields.number("relative_attention_num_buckets", 32),
-            relative_max_distance=fields.number("relative_attention_max_distance", 128),
-            relative_bias_per_layer=kind == "umt5",
+            mlp_activations=_activations(fields),
+            norm_epsilon=fields.number("layer_norm_epsilon", kind=float),
+            relative_buckets=fields.number("relative_attention_num_buckets"),
+            relative_max_distance=fields.number("relative_attention_max_distance"),
+            relative_bias_per_layer=fields.kind == "umt5",
             tied_embeddings=not head,
-            scale_tied_logits=bool(scale),
+            scale_tied_logits=scale,
         )
         fields.done(("n_positions", "scalable_attention"))
         return arguments
@@ -77,7 +62,7 @@ class T5(Family):
             attention_window=None,
             use_bias=False,
             num_experts=0,
-            mlp_activations=tuple(MLPS.values()),
+            mlp_activations=tuple((a, *b) for a in ACTIVATION_NAMES for b in ((), ("linear",))),
             relative_bias_per_layer=(True, False),
             # umT5's class would scale a tied table, or not, by its version.
             **(dict(tied_embeddings=False) if config.relative_bias_per_layer else {}),
@@ -85,8 +70,10 @@ class T5(Family):
 
     def write(self, config: TransformerConfig) -> dict[str, Any]:
         c = config
-        names = {activations: name for name, activations in MLPS.items()}
-        name = names[c.mlp_activations]
+        function = ACTIVATION_NAMES[c.mlp_activations[0]]
+        gated = len(c.mlp_activations) > 1
+        # "gated-gelu" is read as gelu_new: dense_act_fn says which it is.
+        project = _GATED * gated + ("gelu" if gated and "gelu" in function else function)
         return {
             "model_type": "umt5" if c.relative_bias_per_layer else "t5",
             "architectures": [f"{'UM' * c.relative_bias_per_layer}T5ForConditionalGeneration"],
@@ -100,7 +87,9 @@ class T5(Family):
             "num_heads": c.num_heads,
             "relative_attention_num_buckets": c.relative_buckets,
             "relative_attention_max_distance": c.relative_max_distance,
-            "feed_forward_proj": name,
+            "feed_forward_proj": project,
+            "dense_act_fn": function,
+            "is_gated_act": gated,
             "layer_norm_epsilon": c.norm_epsilon,
             "dropout_rate": c.dropout_rate,
             # Read by every version as "scale the output"; see `read`.
@@ -111,7 +100,7 @@ class T5(Family):
         }
 
     def rules(self, config: TransformerConfig) -> list[Rule]:
-        rules = [Rule("token_embedder/embedding", "shared.weight")]
+        rules = [Rule("token_embedder/embedding", TABLE)]
         for stack, attentions in (
             ("encoder", [("attention", "SelfAttention")]),
             ("decoder", [("self_attention", "SelfAttention"),
@@ -153,18 +142,54 @@ class T5(Family):
             ]
             rules.append(Rule(f"{stack}/{stack}_norm/scale", f"{stack}.final_layer_norm.weight"))
         if not config.tied_embeddings:
-            rules.append(Rule("decoder/logits_dense/kernel", "lm_head.weight", transpose=True))
-        elif not config.scale_tied_logits:
-            # Written out, as older readers take "don't scale" for "not tied".
-            rules.append(Rule("token_embedder/embedding", "lm_head.weight"))
+            rules.append(Rule("decoder/logits_dense/kernel", HEAD, transpose=True))
         return rules
+
+    def repeated(self, config: TransformerConfig) -> list[Rule]:
+        # transformers 4 takes "don't scale" for "not tied", and reads a head.
+        unscaled = config.tied_embeddings and not config.scale_tied_logits
+        return [Rule("token_embedder/embedding", HEAD)] if unscaled else []
+
+    def renamed(self, tensors: Tensors) -> Tensors:
+        """Without a head that is a copy of the table: transformers 5 ties these, whatever a file's
+        fields say, and leaves the copy out."""
+        if HEAD not in tensors or TABLE not in tensors or not equal(tensors[HEAD], tensors[TABLE]):
+            return tensors
+        return {name: tensor for name, tensor in tensors.items() if name != HEAD}
 
     def ignored(self, config: TransformerConfig) -> Sequence[str]:
         # Files of the first years hold a table that the cross-attention never had.
         return [r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"]
 
     def copies(self, config: TransformerConfig) -> dict[str, str]:
-        copies = dict.fromkeys(
-            ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "shared.weight"
-        )
-        return copies | ({"lm_head.weight": "shared.weight"} if config.tied_embeddings else {})
+        return dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), TABLE)
+
+
+def _scale(fields: Fields) -> bool:
+    """Whether the decoder's output is scaled.
+
+    transformers 4 scales it unless tie_word_embeddings is false; 5 then calls all tables tied, and
+    writes scale_decoder_outputs, which decides. mT5 never scales, whatever its files say.
+    """
+    tie = fields.get("tie_word_embeddings")
+    if tie is not None:
+        fields.flag("tie_word_embeddings")
+    scale = fields.flag("scale_decoder_outputs", tie is not False)
+    return scale and fields.kind != "mt5"
+
+
+def _activations(fields: Fields) -> tuple[str, ...]:
+    """From dense_act_fn and is_gated_act, which the layers read; they follow from
+    feed_forward_proj in a file without them."""
+    project = fields.get("feed_forward_proj")
+    if not isinstance(project, str) or project.count("-") > project.startswith(_GATED):
+        raise UserError(f"{fields.where}: feed_forward_proj = {project!r} isn't known.")
+    implied = "gelu_new" if project == "gated-gelu" else project.removeprefix(_GATED)
+    gated = fields.flag("is_gated_act", project.split("-")[0] == "gated")
+    function = fields.get("dense_act_fn", implied)
+    if not isinstance(function, str) or function not in ACTIVATIONS:
+        said = f"feed_forward_proj = {project!r}"
+        said = f"dense_act_fn = {function!r}" if "dense_act_fn" in fields else said
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(f"{fields.where}: {said} isn't known; expected a function of {known}.")
+    return (ACTIVATIONS[function], *(("linear",) if gated else ()))

@@ -87,7 +87,7 @@ def read(folder: Path, rows: int) -> Vocabulary | None:
     if described.get("model_type") == "xlnet" and described.get("pad_token_id", 5) != 0:
         log.warning("XLNet's tokenizer in %s has padding at id 5, not 0: it isn't used.", folder)
         return None
-    if str(settings.get("tokenizer_class", "")).startswith("ByT5"):
+    if _is_bytes(settings):
         named = settings.get("additional_special_tokens") or ()
         sentinels = sum("extra_id" in str(name) for name in named)
         vocabulary = ByteVocabulary(sentinels or int(settings.get("extra_ids", 125)))
@@ -132,11 +132,18 @@ def theirs(i: int, row: int) -> int:
     return {0: row, row: 0}.get(i, i)
 
 
-def swapped_row_of(folder: Path) -> int:
-    """`swapped_row` of a folder's vocabulary; 0 if it has none."""
-    if (folder / PIECES).is_file() or not (folder / JSON).is_file():
+def swapped_row_of(folder: Path) -> int | None:
+    """`swapped_row` of a folder's vocabulary; None if it has no file of one that is read here."""
+    settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if _is_bytes(settings) or (folder / PIECES).is_file():
         return 0
-    return swapped_row(HuggingFaceVocabulary(str(folder / JSON)))
+    if (folder / JSON).is_file():
+        return swapped_row(HuggingFaceVocabulary(str(folder / JSON)))
+    return 0 if (folder / WORDS).is_file() else None
+
+
+def _is_bytes(settings: dict[str, Any]) -> bool:
+    return str(settings.get("tokenizer_class", "")).startswith("ByT5")
 
 
 # ------------------------------------------------------------------------------------ the kinds

@@ -23,16 +23,16 @@ class XLNet(Family):
         fields.refuse("tie_word_embeddings", (True,), "its output layer is its embedding")
         arguments = dict(
             architecture="encoder_only",
-            vocab_size=fields.number("vocab_size", fields.get("n_token")),
+            vocab_size=fields.number("vocab_size"),
             embed_dim=embed_dim,
             num_heads=heads,
             head_dim=head_dim,
             mlp_dim=fields.number("d_inner"),
             num_decoder_layers=0,
             num_encoder_layers=fields.number("n_layer"),
-            mlp_activations=(fields.choice("ff_activation", ACTIVATIONS, "gelu"),),
+            mlp_activations=(fields.choice("ff_activation", ACTIVATIONS),),
             norm="layer",
-            norm_epsilon=fields.number("layer_norm_eps", 1e-12, float),
+            norm_epsilon=fields.number("layer_norm_eps", kind=float),
             norm_placement="post",
             positions="transformer_xl",
             encoder_heads=("lm",) if "lm_loss.bias" in tensors or len(tensors) < 2 else (),
@@ -40,8 +40,8 @@ class XLNet(Family):
             tied_embeddings=True,
             scale_tied_logits=False,
             use_bias="mlp",
-            dropout_rate=fields.number("dropout", 0.1, float),
-            init_std=fields.number("initializer_range", 0.02, float),
+            dropout_rate=fields.number("dropout", kind=float),
+            init_std=fields.number("initializer_range", kind=float),
         )
         # Memory is of use where a text is read in several parts, which it isn't here.
         fields.done(("mem_len", "reuse_len", "use_mems_eval", "use_mems_train", "use_mems",

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 
@@ -29,7 +28,6 @@ _STACKS = ("layers", "experts")  # axes of stacks of matrices
 _COMMON = range(3, 5000)  # ids of the vocabulary's most frequent pieces, as Lester et al. draw
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class LoRA:
     """W + alpha / rank * A B in the place of matrices W (https://arxiv.org/abs/2106.09685).
@@ -67,7 +65,6 @@ class LoRA:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class SoftPrompt:
     """``length`` learned vectors before all inputs (https://arxiv.org/abs/2104.08691).

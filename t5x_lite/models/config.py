@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import gin
-
 from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.models.adapters import Adapter, checked
 from t5x_lite.models.functional.attention import IMPLEMENTATIONS
@@ -45,7 +43,6 @@ CHOICES = {
 }
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """The shape and the flavour of a Transformer. Defaults are T5 1.1's.

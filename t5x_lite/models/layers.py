@@ -16,19 +16,19 @@ from jax.nn.initializers import Initializer
 from t5x_lite.models.adapters import ADAPTERS
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.functional import attention as attn
-from t5x_lite.models.functional.context import over_context, stretches
+from t5x_lite.models.functional.context import context_shards, over_context
 from t5x_lite.models.functional.fusing import joined_init, split_heads, stacked_init
 from t5x_lite.models.functional.mlp import gated
 from t5x_lite.models.functional.norms import layer_norm, rms_norm
 from t5x_lite.models.functional.positions import RelativePositions, rotary_frequencies, rotate
 from t5x_lite.models.products import (
     TRANSPOSED,
-    few_rows,
     low_rank,
+    prefers_transposed,
     product,
     transposed_product,
 )
-from t5x_lite.parallel.gather import with_gathered
+from t5x_lite.parallel.gather import with_explicit_fsdp
 from t5x_lite.parallel.platform import one_device, platform
 from t5x_lite.parallel.rules import constrain
 
@@ -65,11 +65,11 @@ class Dense(nn.Module):
         else:
             kernel = self.param("kernel", init, (x.shape[-1], *out), jnp.float32)
             kernel = kernel.astype(x.dtype)
-            y = with_gathered(product, [x], [TOKENS], [kernel], [self.axes], names)
+            y = with_explicit_fsdp(product, [x], [TOKENS], [kernel], [self.axes], names)
         if self.has_variable(ADAPTERS, "lora_a"):
             a, b = (self.get_variable(ADAPTERS, f"lora_{i}").astype(x.dtype) for i in "ab")
             axes = [(self.axes[0], None), (None, *self.axes[1:])]
-            y += with_gathered(low_rank, [x], [TOKENS], [a, b], axes, names)
+            y += with_explicit_fsdp(low_rank, [x], [TOKENS], [a, b], axes, names)
         if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             y += self.param("bias", zeros, out, jnp.float32).astype(x.dtype)
@@ -119,15 +119,15 @@ class Embed(nn.Module):
             return jnp.take(table.astype(jnp.float32), ids, axis=0).astype(dtype)
 
         axes = [self.axes]
-        return with_gathered(read, [ids], [TOKENS[:2]], [self.embedding], axes, TOKENS, dtype)
+        return with_explicit_fsdp(read, [ids], [TOKENS[:2]], [self.embedding], axes, TOKENS, dtype)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> float32 [B, T, num]: the table as the output layer."""
         table = self.embedding.astype(x.dtype)
-        if few_rows(x.shape[0] * x.shape[1]):
+        if prefers_transposed(x.shape[0] * x.shape[1]):
             return transposed_product(x, table, jnp.float32)
         product = functools.partial(jnp.einsum, "BTD,VD->BTV", preferred_element_type=jnp.float32)
-        return with_gathered(product, [x], [TOKENS], [table], [self.axes], TOKENS)
+        return with_explicit_fsdp(product, [x], [TOKENS], [table], [self.axes], TOKENS)
 
 
 class LogitsDense(nn.Module):
@@ -144,7 +144,7 @@ class LogitsDense(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], self.config.vocab_size), jnp.float32)
         kernel = kernel.astype(x.dtype)
         product = functools.partial(jnp.einsum, "BTD,DV->BTV", preferred_element_type=jnp.float32)
-        return with_gathered(product, [x], [TOKENS], [kernel], [("embed", "vocab")], TOKENS)
+        return with_explicit_fsdp(product, [x], [TOKENS], [kernel], [("embed", "vocab")], TOKENS)
 
 
 class RelativeBias(nn.Module):
@@ -179,7 +179,7 @@ def implementation(
         window=mask.window is not None,
         soft_cap=config.attention_soft_cap is not None,
         one_device=one_device(),
-        whole_rows=stretches() == 1,
+        whole_rows=context_shards() == 1,
     )
 
 
@@ -270,7 +270,7 @@ class Attention(nn.Module):
         keys, described = k.shape[2 if cached else 1], isinstance(mask, attn.Mask)
         scale = 1 / math.sqrt(c.attention_scalar or c.head_dim) if c.scale_attention else 1.0
         name = implementation(c, mask, bias, q, keys) if described else "xla"
-        if cached and name == "xla" and stretches() == 1:
+        if cached and name == "xla" and context_shards() == 1:
             return attn.cached_attention(q, k, v, mask, bias, scale, c.attention_soft_cap)
         if cached:
             k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)

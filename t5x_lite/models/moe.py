@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.functional import moe
 from t5x_lite.models.functional.mlp import gated
-from t5x_lite.parallel.gather import gather, with_gathered
+from t5x_lite.parallel.gather import gather, with_explicit_fsdp
 from t5x_lite.parallel.rules import active, constrain, divides, partition_spec, splits
 
 ROWS = ("activation_batch", "activation_length", None)  # [B, T, D], and the routing's [B, T, k]
@@ -107,9 +107,9 @@ def capacity_bound(x, routing, kernels, activate, factor: float) -> tuple[jax.Ar
         return jnp.einsum("BECF,EFD->BECD", hidden, kernel)
 
     first = kernels[:-1]
-    hidden = with_gathered(inner, [sent], [SLOTS], first, [INNER] * len(first), SLOTS)
+    hidden = with_explicit_fsdp(inner, [sent], [SLOTS], first, [INNER] * len(first), SLOTS)
     hidden = constrain(hidden, *SLOTS[:3], "activation_mlp")
-    y = with_gathered(outer, [hidden], [SLOTS], kernels[-1:], [OUTER], SLOTS)
+    y = with_explicit_fsdp(outer, [hidden], [SLOTS], kernels[-1:], [OUTER], SLOTS)
     # Back to the devices of their rows, all experts' outputs together.
     y = constrain(constrain(y, *SLOTS).reshape(B, size, D), "activation_batch", None, None)
     y = jax.vmap(moe.combine)(y, slots, routing.weights)

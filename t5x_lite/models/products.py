@@ -34,7 +34,7 @@ def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     return product(product(x, a), b)
 
 
-def few_rows(rows: int) -> bool:
+def prefers_transposed(rows: int) -> bool:
     """Whether products of so many rows are faster here as `transposed_product`.
 
     XLA's CPU backend packs the second operand of a product anew at each call, and reads the first

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from t5x_lite.models.adapters import ADAPTERS
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.functional import attention as attn
-from t5x_lite.models.functional.context import stretches
+from t5x_lite.models.functional.context import context_shards
 from t5x_lite.models.layers import (
     WEIGHTS,
     Attention,
@@ -22,8 +22,8 @@ from t5x_lite.models.layers import (
     implementation,
 )
 from t5x_lite.models.moe import AUX, MoE
-from t5x_lite.models.products import few_rows, transpose_kernels
-from t5x_lite.parallel.gather import gathering, keep_all_but_gathered
+from t5x_lite.models.products import prefers_transposed, transpose_kernels
+from t5x_lite.parallel.gather import keep_all_but_gathered, uses_explicit_fsdp
 from t5x_lite.parallel.rules import constrain
 
 # What a policy keeps for the backward pass; the rest of a block is computed again.
@@ -221,16 +221,18 @@ class Stack(nn.Module):
         return LogitsDense(c, name="logits_dense")(x) if head else x, caches
 
     def _settled(self, mask: attn.Mask, bias: attn.Bias, x: jax.Array, keys: int):
-        """Mask and bias drawn once for all layers, if attention wants them drawn."""
+        """Materializes mask and bias once for all layers, if attention needs the arrays."""
         varied = mask.window is not None and self.config.full_attention_every is not None
-        if varied or stretches() > 1 or implementation(self.config, mask, bias, x, keys) != "xla":
+        if varied or context_shards() > 1:
             return mask, bias
-        return attn.drawn(mask, bias, x.shape[1], keys)
+        if implementation(self.config, mask, bias, x, keys) != "xla":
+            return mask, bias
+        return attn.materialize(mask, bias, x.shape[1], keys)
 
     def _layers(self, x, caches, shared, train):
         c, block = self.config, self.block
         policy = REMAT_POLICIES.get(c.remat)
-        if policy is None and (gathering() or c.num_experts):
+        if policy is None and (uses_explicit_fsdp() or c.num_experts):
             policy = keep_all_but_gathered
         if policy is not None:
             block = nn.remat(
@@ -290,4 +292,4 @@ def unstack_layers(params: dict) -> dict:
 def decoder_for_steps(params: dict, rows: int) -> dict:
     """A decoder's parameters, unrolled, for steps of ``rows`` tokens on a CPU."""
     unrolled = unstack_layers(params)
-    return transpose_kernels(unrolled) if rows > 1 and few_rows(rows) else unrolled
+    return transpose_kernels(unrolled) if rows > 1 and prefers_transposed(rows) else unrolled

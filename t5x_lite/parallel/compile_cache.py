@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk between runs."""
+"""A cache of compiled programs on disk."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ DEFAULT_FOLDER = "~/.cache/t5x_lite/xla"
 
 
 def use_compile_cache(folder: str | None = None) -> str | None:
-    """Keeps compiled programs in ``folder``; to be called before anything is compiled.
+    """Keeps compiled programs in ``folder``; call it before anything is compiled.
 
-    JAX_COMPILATION_CACHE_DIR goes first, and JAX_ENABLE_COMPILATION_CACHE=false turns it off; a
-    folder that can't be made is done without. Returns the folder in use, or None.
+    JAX_COMPILATION_CACHE_DIR takes precedence, and JAX_ENABLE_COMPILATION_CACHE=false turns the
+    cache off. Returns the folder in use, or None; also None if the folder can't be made.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""Several processes: joining them, and agreeing among them."""
+"""Runs of several processes: start-up, and agreement between them."""
 
 import contextlib
 import os
@@ -24,9 +24,9 @@ def initialize(
     """Joins this process to the others; call it before the first use of a device.
 
     With explicit arguments (``host:port`` of process 0) it works anywhere. Without them it asks
-    jax to find the cluster (TPU pods, SLURM, Open MPI, Kubernetes) if there is a sign of one,
-    and otherwise stays a single process. A process that gives no sign of life for ``heartbeat``
-    seconds is given up, and all others end.
+    jax to detect the cluster (TPU pods, SLURM, Open MPI, Kubernetes) if there are signs of one,
+    and otherwise stays a single process. If a process sends no heartbeat for ``heartbeat``
+    seconds, all others end.
 
     Raises:
       UserError: if only some of the three arguments are given.
@@ -59,7 +59,7 @@ def _in_cluster() -> bool:
 
 
 def gather_rows(local: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns the global [batch_size, ...] array of which each process holds ``rows``.
+    """Returns the global [batch_size, ...] array; each process passes the ``rows`` that it holds.
 
     Every process must call it (it is a collective), and they may hold different numbers of rows.
     """
@@ -91,10 +91,10 @@ def from_main(steps: Sequence[int], most: int = 256) -> list[int]:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """Around a program of several processes: an error ends this one, and so the others, at once.
+    """Ends all processes of a run at once if one of them raises an error.
 
-    Leaving in order would wait for all of them, and they wait for this one. Their errors, that a
-    connection broke, aren't the cause; so each says what it knows in one line.
+    An orderly shutdown would wait for the others, and they wait for this one. The others only
+    see a broken connection, which isn't the cause; each prints what it knows in one line.
     """
     try:
         yield
@@ -125,5 +125,5 @@ _LOST = re.compile(
 
 
 def is_main_process() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this process is the one that writes the files of the run."""
     return jax.process_index() == 0

@@ -1,13 +1,13 @@
-"""Parameters gathered by hand for their use, so that gradients come back reduced and scattered.
+"""Explicit FSDP: parameters are all-gathered, and their gradients reduce-scattered, by torus axis.
 
-Left to itself, XLA makes of the gradient of a parameter sharded over 64 or 256 chips an all-reduce
-and a slice: twice the bytes of a reduce-scatter. So it does of one `psum_scatter` over both axes of
-a torus. Of one along one torus axis after the other it makes true reduce-scatters, and that is
-what the transpose of gathers along one axis after the other is. Known from compiled programs:
-nobody has timed it on the hardware yet.
+For the gradient of a parameter that is sharded over 64 or 256 chips, XLA by itself compiles an
+all-reduce and a slice: twice the bytes of a reduce-scatter. The same happens to one `psum_scatter`
+over both axes of a torus. One `psum_scatter` after the other, each along one torus axis, compiles
+to true reduce-scatters; that is the transpose of all-gathers along one axis after the other. This
+is known from compiled programs: nobody has timed it on hardware yet.
 
-It is what a mesh with ``MeshConfig.fsdp_split`` does; on any other mesh these functions leave
-everything to XLA.
+A mesh with ``MeshConfig.fsdp_split`` does this; on any other mesh these functions leave everything
+to XLA.
 """
 
 import functools
@@ -25,13 +25,13 @@ from t5x_lite.parallel.rules import active, divides, partition_spec, splits
 Names = Sequence[str | None]
 
 
-def gathering() -> bool:
-    """Whether parameters are gathered by hand here: within `use_mesh` of a mesh made for it."""
+def uses_explicit_fsdp() -> bool:
+    """Whether this code runs within `use_mesh` of a mesh with explicit FSDP."""
     found = active()
     return found is not None and gathers_explicitly(found[0])
 
 
-def with_gathered(
+def with_explicit_fsdp(
     fn: Callable[..., Any],
     arrays: Sequence[jax.Array],
     array_names: Sequence[Names],
@@ -40,21 +40,21 @@ def with_gathered(
     out_names: Names | Sequence[Names],
     dtype: Any = None,
 ) -> Any:
-    """Computes ``fn(*arrays, *params)``, where the outputs' rows depend on the arrays' alone.
+    """Computes ``fn(*arrays, *params)``, whose output rows depend only on the same input rows.
 
     Args:
-      fn: what each device does with its part of the arrays and the whole parameters. It may not
-        mix rows, positions or experts: nothing is summed over devices but parameters' gradients.
+      fn: is called on each device with its shard of the arrays and the whole parameters. It may
+        not mix rows, positions or experts: only parameters' gradients are summed over devices.
       arrays: activations, split over the mesh by ``array_names``.
       params: parameters, with the logical axes ``param_names``; axes on ``fsdp`` are gathered.
       out_names: the result's logical axes; a sequence of them if ``fn`` returns several arrays.
       dtype: parameters are converted to it before they are gathered, and their gradients are
         summed over devices in it; None leaves both as they are.
     """
-    if not gathering():
+    if not uses_explicit_fsdp():
         return fn(*arrays, *params)
     mesh, rules = active()
-    # `tensor` is left to XLA where it is used: it splits the products and sums their parts.
+    # The `tensor` axis is left to XLA, which splits the products and sums the partial results.
     manual = tuple(a for a in mesh.axis_names if a != "tensor" or mesh.shape[a] == 1)
 
     def spec(names: Any) -> PartitionSpec:
@@ -65,7 +65,7 @@ def with_gathered(
     array_specs = tuple(spec(names) for names in array_names)
     param_specs = tuple(spec(names) for names in param_names)
     for array, array_spec in zip(arrays, array_specs, strict=True):
-        if not divides(mesh, array.shape, array_spec):  # initialisation, a few rows to decode
+        if not divides(mesh, array.shape, array_spec):  # initialisation; few rows in decoding
             return fn(*arrays, *params)
     if dtype is not None:
         params = [param.astype(dtype) for param in params]
@@ -77,7 +77,7 @@ def with_gathered(
         whole = [gather(p, s, fsdp_axes(mesh)) for p, s in zip(own, param_specs, strict=True)]
         return fn(*parts, *whole)
 
-    # Without check_vma, gradients of parameters are summed over `data` where they leave: when they
+    # Without check_vma, parameters' gradients are summed over `data` at the end: when they
     # are scattered already, not before.
     return jax.shard_map(
         local,
@@ -91,9 +91,9 @@ def with_gathered(
 
 @jax.custom_vjp
 def _scattered_first(arrays: Any, params: Any) -> Any:
-    """Both as they are; going back, the arrays' gradients wait for the parameters'.
+    """Identity; in the backward pass the arrays' gradients wait for the parameters'.
 
-    Else XLA computes on and scatters later, with several whole parameters' gradients in memory.
+    Otherwise XLA scatters later, and keeps several whole parameters' gradients in memory.
     """
     return arrays, params
 
@@ -114,11 +114,11 @@ def gather(param: jax.Array, spec: PartitionSpec, axes: Sequence[str]) -> jax.Ar
 
 
 def keep_all_but_gathered(primitive: Any, *_: Any, **settings: Any) -> bool:
-    """A remat policy: of a layer, only its gathered parameters are made again.
+    """A remat policy that recomputes only a layer's all-gathered parameters.
 
-    It looks for the gathers themselves: a name on their result would leave the gathers kept.
+    It matches the all-gathers themselves: a name on their result would keep the all-gathers.
     """
-    for inner in settings.values():  # a call: of `_gather`, or of what calls it
+    for inner in settings.values():  # a call of `_gather`, or of a function that calls it
         equations = getattr(inner, "eqns", ())
         if not all(keep_all_but_gathered(e.primitive, **e.params) for e in equations):
             return False
@@ -135,10 +135,10 @@ def _gather(param: jax.Array, dimension: int, axes: tuple[str, ...]) -> jax.Arra
 
 
 def _scatter(dimension: int, axes: tuple[str, ...], _: None, gradient: jax.Array):
-    """The gradient summed over the axes, each device keeping its part: one axis at a time.
+    """Reduce-scatters a gradient over the axes, one axis at a time.
 
-    The parts are axes of their own, in front: of the same sum over tiles of an axis in its place
-    XLA still makes all-reduces when they are small.
+    The shards are separate leading axes: for tiled sums in place XLA still compiles all-reduces
+    when they are small.
     """
     gradient = jnp.moveaxis(gradient, dimension, 0)
     width = gradient.shape[-1]
@@ -164,10 +164,10 @@ def scatter(gradient: jax.Array, spec: PartitionSpec, axes: Sequence[str]) -> ja
 
 
 def scatterable(width: int) -> int:
-    """The next width that XLA's reduce-scatter takes: so many tiles of 128 times a power of two.
+    """The next width for which XLA compiles a reduce-scatter.
 
-    Found by compiling for v5e: of 250, 251 and 393 tiles (vocabularies) it makes all-reduces, of
-    252 = 4 * 63, of 400 = 16 * 25 and of 86 = 2 * 43 (Llama's MLP) it doesn't.
+    Found by compiling for v5e: 250, 251 and 393 tiles of 128 (vocabularies) give all-reduces;
+    252 = 4 * 63, 400 = 16 * 25 and 86 = 2 * 43 (Llama's MLP) give reduce-scatters.
     """
     tiles = -(-width // 128)
     if tiles // (tiles & -tiles) < 64:

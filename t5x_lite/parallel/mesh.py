@@ -1,7 +1,7 @@
-"""The device mesh: which devices hold replicas, parts of the parameters, of a row, of the experts.
+"""The device mesh: its axes, their sizes, and the order of the devices.
 
 Axes: ``data`` (replicas), ``fsdp`` (parameters sharded, gathered for use), ``expert`` (each device
-holds some experts of a mixture), ``context`` (each row's positions cut in pieces), ``tensor``
+holds some experts of a mixture), ``context`` (each row's positions are split), ``tensor``
 (Megatron). The batch is split over the first three; rules.py says what is split over what.
 """
 
@@ -9,7 +9,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import gin
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
@@ -17,20 +16,19 @@ from jax.sharding import AxisType, Mesh
 
 from t5x_lite.errors import UserError
 
-# In the mesh's order: the last axes are the nearest neighbours, and `tensor` talks most.
+# In the mesh's order: devices along the last axes are neighbours; `tensor` communicates most.
 AXES = ("data", "fsdp", "expert", "context", "tensor")
-# What `fsdp` is made of when it is split along the torus; gather.py tells what for.
+# Sub-axes of `fsdp`, one per torus axis; gather.py says why.
 FSDP_PARTS = ("fsdp_x", "fsdp_y", "fsdp_z")
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; at most one may be -1, "the rest of the devices".
 
-    With ``fsdp_split``, such as (16, 16) for fsdp=256 on a v5e-256, ``fsdp`` is laid along so many
-    torus axes, and parameters are gathered and their gradients reduced and scattered explicitly,
-    along one torus axis after the other (gather.py).
+    With ``fsdp_split``, such as (16, 16) for fsdp=256 on a v5e-256, ``fsdp`` is split over these
+    torus axes: parameters are all-gathered, and gradients reduce-scattered, explicitly along one
+    torus axis after the other (gather.py).
     """
 
     data: int = -1
@@ -94,9 +92,9 @@ def make_mesh(
 
 
 def _across(slices: int, sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """The devices of several slices: the first axis that can be, ``data``, lies across them.
+    """Arranges the devices of several slices: the first axis that allows it, ``data``, spans them.
 
-    Whatever lies on that axis is sent through the data-centre network.
+    Communication along that axis uses the data-centre network.
     """
     place = next((i for i, size in enumerate(sizes) if size % slices == 0), None)
     if place is None:
@@ -112,7 +110,7 @@ def _across(slices: int, sizes: Sequence[int], devices: Sequence[jax.Device]) ->
 
 
 def fsdp_axes(mesh: Mesh) -> tuple[str, ...]:
-    """The mesh axes that ``fsdp`` stands for: itself, or the torus axes that it is split along."""
+    """The mesh axes that ``fsdp`` stands for: itself, or its sub-axes."""
     return tuple(axis for axis in mesh.axis_names if axis == "fsdp" or axis in FSDP_PARTS)
 
 

@@ -1,4 +1,4 @@
-"""What a program is compiled for: the mesh's devices, which need not be this machine's."""
+"""The platform a program is compiled for: the mesh's devices, which may be on another machine."""
 
 import jax
 
@@ -6,7 +6,7 @@ from t5x_lite.parallel.rules import active
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": of the `use_mesh` around, else of this process's devices."""
+    """ "cpu", "gpu" or "tpu": of the enclosing `use_mesh`, else of this process's devices."""
     found = active()
     if found is None:
         return jax.default_backend()
@@ -14,6 +14,6 @@ def platform() -> str:
 
 
 def one_device() -> bool:
-    """Whether arrays are whole here: without a mesh, or on a mesh of one device."""
+    """Whether arrays are unsharded: there is no mesh, or a mesh of one device."""
     found = active()
     return found is None or found[0].size == 1

@@ -1,7 +1,7 @@
-"""From logical axis names to mesh axes, and arrays placed by them.
+"""Maps logical axis names to mesh axes, and places arrays by them.
 
 Models name the axes of their parameters and activations; this table alone says which mesh axis
-each is split over. A name that the table lacks is an error at start-up.
+each is split over. A name that is missing in the table is an error at start-up.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -19,6 +18,7 @@ from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.parallel.mesh import fsdp_axes
 
 MeshAxes = str | tuple[str, ...] | None
+Rules = Mapping[str, MeshAxes]  # logical name -> mesh axes
 
 # Parameters: Megatron splits over `tensor`; `embed`, which every kernel has, over `fsdp` (ZeRO-3).
 DEFAULT_RULES: dict[str, MeshAxes] = {
@@ -28,9 +28,9 @@ DEFAULT_RULES: dict[str, MeshAxes] = {
     "kv": None,
     "joined_kv": "tensor",
     "mlp": "tensor",
-    "gates": None,  # a gated MLP's projections of its input, in one array
+    "gates": None,  # a gated MLP's input projections, stacked in one array
     "experts": "expert",
-    "router_experts": None,  # a router knows them all
+    "router_experts": None,  # each router scores all experts
     "layers": None,
     "relpos_buckets": None,
     "position": None,
@@ -39,13 +39,13 @@ DEFAULT_RULES: dict[str, MeshAxes] = {
     "lora_rank": None,
     "activation_batch": ("data", "fsdp", "expert"),
     "activation_length": "context",
-    "activation_kv_length": None,  # every query sees the keys of its whole row
+    "activation_kv_length": None,  # every query attends to the keys of its whole row
     "activation_embed": None,
     "activation_heads": "tensor",
     "activation_kv": None,
     "activation_mlp": "tensor",
     "activation_vocab": "tensor",
-    # Tokens on their way through the experts: each device has its experts' part of many rows.
+    # Tokens dispatched to experts: each device holds its experts' tokens of many rows.
     "activation_experts": "expert",
     "activation_expert_batch": ("data", "fsdp"),
 }
@@ -55,7 +55,6 @@ _active: contextvars.ContextVar[tuple[Mesh, Mapping[str, MeshAxes]] | None] = (
 )
 
 
-@gin.configurable(module="t5x_lite")
 def logical_rules(overrides: Mapping[str, MeshAxes] | None = None) -> dict[str, MeshAxes]:
     """Returns the rules table: the default one with ``overrides`` (logical name -> mesh axes)."""
     return DEFAULT_RULES | dict(overrides or {})
@@ -66,8 +65,8 @@ def partition_spec(
 ) -> PartitionSpec:
     """Returns the PartitionSpec of an array whose axes have these logical names.
 
-    A mesh axis can split only one axis of an array: the first that asks for it gets it. With a
-    ``mesh``, ``fsdp`` stands for the axes that it is split in there.
+    A mesh axis can split only one axis of an array: the first one in order gets it. With a
+    ``mesh``, ``fsdp`` stands for its sub-axes in that mesh.
     """
     fsdp = ("fsdp",) if mesh is None else fsdp_axes(mesh)
     used: set[str] = set()
@@ -137,7 +136,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def active() -> tuple[Mesh, Mapping[str, MeshAxes]] | None:
-    """The mesh and the rules of the `use_mesh` around, or None."""
+    """The mesh and the rules of the enclosing `use_mesh`, or None."""
     return _active.get()
 
 
@@ -148,24 +147,24 @@ def batch_sharding(mesh: Mesh, rules: Mapping[str, MeshAxes]) -> NamedSharding:
 
 
 def splits(spec: PartitionSpec) -> list[tuple[str, ...]]:
-    """The mesh axes that split each dimension of which the spec tells."""
+    """The mesh axes that split each dimension named by the spec."""
     return [(axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in spec]
 
 
 def divides(mesh: Mesh, shape: Sequence[int], spec: PartitionSpec) -> bool:
-    """Whether every dimension can be cut evenly as the spec says; shard_map asks for that."""
+    """Whether the spec divides every dimension evenly, as shard_map requires."""
     parts = [math.prod(mesh.shape[axis] for axis in axes) for axes in splits(spec)]
     return all(size % part == 0 for size, part in zip(shape, parts, strict=False))
 
 
 def shards(sharding: NamedSharding, dimension: int) -> int:
-    """In how many parts this dimension is cut."""
+    """The number of shards of this dimension."""
     axes = splits(sharding.spec)[dimension]
     return math.prod(sharding.mesh.shape[axis] for axis in axes)
 
 
 def check_lengths(lengths: Mapping[str, int], sharding: NamedSharding) -> None:
-    """Raises UserError naming the first feature whose length can't be cut over `context`."""
+    """Raises UserError naming the first feature whose length `context` doesn't divide."""
     parts = shards(sharding, 1)
     for name, length in lengths.items():
         if length % parts:
@@ -211,7 +210,7 @@ def place_batch(
             wanted = np.arange(batch_size)[index[0]]
             return local[np.searchsorted(rows, wanted), *index[1:]]
 
-        # This is the one transfer that is meant, whatever guards there are around.
+        # The one intended transfer: allowed under any transfer guard.
         with jax.transfer_guard_host_to_device("allow"):
             return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
 

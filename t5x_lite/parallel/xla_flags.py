@@ -1,4 +1,4 @@
-"""Named sets of XLA flags, in one place. Only the CPU's is on by default: it was seen to help.
+"""Named sets of XLA flags. Only the CPU's is on by default: measurements showed that it helps.
 
 They take effect only if set before jax is first used in the process. Importing this doesn't
 import jax.
@@ -17,7 +17,7 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {
     # busy AMD EPYC with jax 0.10.2, took 2 to 10 % fewer processor seconds, so `train` sets it; an
     # LM's beam search took twice as many.
     "cpu_eigen": ("XLA_FLAGS", ("--xla_cpu_experimental_ynn_fusion_type=",)),
-    # Communication under computation, and fewer, larger collectives.
+    # Overlaps communication with computation; combines collectives into fewer, larger ones.
     "gpu_overlap": (
         "XLA_FLAGS",
         (
@@ -30,7 +30,7 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {
             "--xla_gpu_enable_while_loop_double_buffering=true",
         ),
     ),
-    # The same bits in every run.
+    # Bitwise reproducible results.
     "gpu_deterministic": (
         "XLA_FLAGS",
         ("--xla_gpu_deterministic_ops=true", "--xla_gpu_exclude_nondeterministic_ops=true"),

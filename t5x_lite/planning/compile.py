@@ -27,7 +27,7 @@ from t5x_lite.data.vocabulary import ByteVocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model, TransformerConfig
 from t5x_lite.parallel.mesh import MeshConfig
-from t5x_lite.parallel.rules import use_mesh
+from t5x_lite.parallel.rules import Rules, use_mesh
 from t5x_lite.planning import analytic, hlo, roofline, traffic
 from t5x_lite.planning.summary import summarize
 from t5x_lite.planning.topologies import Topology
@@ -35,7 +35,7 @@ from t5x_lite.training.build import build
 from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.setup import Setup, data_shards, set_up
 from t5x_lite.training.state import TrainState, abstract_state
-from t5x_lite.training.step import Loss, check_microbatches
+from t5x_lite.training.step import check_microbatches
 from t5x_lite.training.trainable import Trainable
 
 STATE = ("parameters", "optimizer", "gradients")  # of a chip's memory
@@ -57,7 +57,8 @@ class Run:
     batch_size: int
     optimizer: Any
     mesh: MeshConfig | None = None
-    loss: Loss | None = None
+    rules: Rules | None = None
+    loss: Any = None
     pack: bool = True
     num_microbatches: int = 1
     seed: int = 0
@@ -123,8 +124,9 @@ def set_up_state(run: Run, devices: Sequence[Any]) -> tuple[Setup, TrainState]:
 
 def _set_up(run: Run, devices: Sequence[Any]) -> Setup:
     setup = set_up(
-        run.model, run.task, run.lengths, run.batch_size, run.mesh, pack=run.pack, devices=devices
-    )
+        run.model, run.task, run.lengths, run.batch_size, run.mesh,
+        rules=run.rules, pack=run.pack, devices=devices,
+    )  # fmt: skip
     check_microbatches(run.batch_size, run.num_microbatches, data_shards(setup))
     return setup
 

@@ -77,7 +77,7 @@ class Program:
     frames: Mapping[int, str]  # stack_frame_id -> file:line of the project's innermost frame
 
     def executed(self, fused: bool = True) -> Iterator[tuple[Instruction, Visit]]:
-        """Yields instructions with their visits; without ``fused`` those that access memory."""
+        """Yields instructions with visits; without ``fused`` only those that access memory."""
         for name, visit in self.visits.items():
             if fused or not visit.fused:
                 for instruction in self.computations.get(name, ()):

@@ -2,11 +2,10 @@
 
 import argparse
 import dataclasses
-import inspect
 import os
 from typing import Any
 
-from t5x_lite import config, config_checks
+from t5x_lite import config, registry
 from t5x_lite.errors import UserError
 from t5x_lite.planning import topologies
 from t5x_lite.planning.topologies import Topology
@@ -64,23 +63,19 @@ def read_run(args: argparse.Namespace, topology: Topology) -> Any:
     """
     from t5x_lite.planning import compile as compiling
 
-    config.register_all()
-    train = config_checks.find_configurable("train", "planned").wrapped
-
     def parse(root: str) -> None:
         config.parse(
             args.gin_file, args.gin_bindings, args.gin_search_paths, root, trust=args.trust_config
         )
 
+    objective = _objective(parse)
+    task = compiling.stand_in_task(objective)
+
     def value(name: str) -> Any:
         parse(f"train.{name}")
-        return config.evaluate(f"train.{name}")
+        return config.evaluate(f"train.{name}", {"task": task})
 
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(train).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
+    defaults = registry.defaults("train")
     values = {}
     for field in dataclasses.fields(compiling.Run):
         if field.name == "task":
@@ -92,8 +87,6 @@ def read_run(args: argparse.Namespace, topology: Topology) -> Any:
                 raise
             values[field.name] = defaults[field.name]
     values["model"] = compiling.for_platform(values["model"], topology)
-    objective = _objective(parse)
-    task = compiling.stand_in_task(objective, values["model"].architecture)
     return compiling.Run(task=task, **values)
 
 

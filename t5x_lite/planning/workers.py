@@ -12,7 +12,6 @@ import threading
 import time
 from typing import Any
 
-from t5x_lite import config
 from t5x_lite.errors import UserError
 from t5x_lite.planning import report, topologies
 from t5x_lite.planning.layouts import Layout
@@ -69,7 +68,7 @@ def _scratch() -> tempfile.TemporaryDirectory:
 def process_context() -> Any:
     """Returns a context of processes that import everything, but don't start jax before a fork."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["t5x_lite.planning.search", *config.CONFIGURABLE_MODULES])
+    context.set_forkserver_preload(["t5x_lite.planning.search", "t5x_lite.programs.train"])
     return context
 
 

@@ -12,6 +12,7 @@ from t5x_lite.data.vocabulary import ByteVocabulary, SentencePieceVocabulary, Vo
 from t5x_lite.errors import UserError
 from t5x_lite.interop import huggingface, pretrained, tokenizer_files
 from t5x_lite.interop.pretrained import Source
+from t5x_lite.interop.swapped_rows import AS_THEY_ARE
 from t5x_lite.interop.weight_maps import Shape
 from t5x_lite.models import TransformerConfig
 
@@ -20,9 +21,11 @@ _MODEL = "train.model"
 
 def main(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    source = pretrained.open_source(args.source, read_model(args.config) if args.config else None)
+    given = read_vocabulary(args.vocabulary) if args.vocabulary else None
+    model = read_model(args.config) if args.config else None
+    source = pretrained.open_source(args.source, model, given)
     kind = args.format or ("t5x_lite" if source.kind == "huggingface" else "huggingface")
-    vocabulary = read_vocabulary(args.vocabulary) if args.vocabulary else source.vocabulary()
+    vocabulary = source.vocabulary()
     if vocabulary is not None:
         tokenizer_files.check_size(vocabulary.size, source.config.vocab_size, "the vocabulary")
     shapes = huggingface.shapes_of(source.config)
@@ -56,15 +59,18 @@ def read_model(file: str) -> TransformerConfig:
     if file.endswith(".json"):
         return huggingface.read_config(file)
     with config.fresh():
-        config.register_all()
         config.parse([file], [f"{_MODEL}=%MODEL"], root=_MODEL)
         return config.evaluate(_MODEL)
 
 
-def read_vocabulary(file: str) -> Vocabulary:
-    """The vocabulary in a file: a SentencePiece .model, a tokenizer.json, or "bytes"."""
+def read_vocabulary(file: str) -> Vocabulary | str:
+    """The vocabulary in a file: a SentencePiece .model, a tokenizer.json, or "bytes"; or "none"."""
     if file == "bytes":
         return ByteVocabulary()
+    if file == AS_THEY_ARE:
+        return file
     if not Path(file).is_file():
-        raise UserError(f"--vocabulary={file}: no such file; give a .model, a .json, or 'bytes'.")
+        raise UserError(
+            f"--vocabulary={file}: no such file; give a .model, a .json, 'bytes' or 'none'."
+        )
     return HuggingFaceVocabulary(file) if file.endswith(".json") else SentencePieceVocabulary(file)

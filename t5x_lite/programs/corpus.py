@@ -23,14 +23,12 @@ def main(args: argparse.Namespace) -> int:
             f"corpus needs {', '.join(missing)}, which aren't installed: pip install "
             "'t5x_lite[corpus]'"
         )
-    config.register_all_corpus()
     config.parse(
         args.gin_file, args.gin_bindings, args.gin_search_paths, "Corpus", trust=args.trust_config
     )
     from t5x_lite.corpus.pipeline import build
-    from t5x_lite.corpus.settings import Corpus
 
-    corpus = Corpus()  # type: ignore[call-arg] # gin gives the rest
+    corpus = config.call("Corpus")
     with contextlib.ExitStack() as stack:
         if not corpus.target.exists():
             corpus.work.mkdir(parents=True, exist_ok=True)

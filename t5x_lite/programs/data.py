@@ -48,7 +48,6 @@ def read_config(args: argparse.Namespace, files: list[str]) -> tuple[Any, dict[s
     """The task, and lengths, architecture, pack, batch_size and seed where the config has them."""
     if not files:
         raise UserError("data needs a gin file with a task: t5x_lite data recipes/NAME.gin")
-    config.register_all()
     config.parse(
         files, args.gin_bindings, args.gin_search_paths, "train.task", trust=args.trust_config
     )

@@ -5,15 +5,12 @@ import math
 import os
 from collections.abc import Sequence
 
-import gin
-
 from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.evaluation.results import smaller_is_better
 from t5x_lite.parallel import distributed
 from t5x_lite.training.trackers import read_json_lines
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
     """Ends training after `patience` evaluations in a row without a better value.
@@ -21,7 +18,7 @@ class EarlyStopping:
     metric: as logged after "eval/": "loss", "text/matthews". None: never.
     min_delta: a value must be better by more than this.
     model_dir: the run's folder: what was logged there before counts, so that a run that was
-      interrupted stops where it would have.
+      interrupted stops where it would have. None: that of `train`.
     """
 
     metric: str | None = None

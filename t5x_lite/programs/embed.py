@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 
@@ -15,24 +14,28 @@ from t5x_lite.evaluation.metrics import sts_correlation
 from t5x_lite.evaluation.predictions import whole
 from t5x_lite.models import Model
 from t5x_lite.parallel.rules import use_mesh
-from t5x_lite.training.pair_losses import ContrastiveLoss
 from t5x_lite.training.setup import Setup
 
 Record = dict[str, Any]
 
 
-def embed_records(setup: Setup, params: Any, records: Sequence[Record]) -> Iterator[Record]:
+def embed_records(
+    setup: Setup, params: Any, records: Sequence[Record], pooling: str = "mean"
+) -> Iterator[Record]:
     """Yields each record {"input": text, ...} with "embedding"; see `embedder`."""
-    return embedder(setup, params)(records)
+    return embedder(setup, params, pooling)(records)
 
 
-def embedder(setup: Setup, params: Any) -> Callable[[Sequence[Record]], Iterator[Record]]:
+def embedder(
+    setup: Setup, params: Any, pooling: str = "mean"
+) -> Callable[[Sequence[Record]], Iterator[Record]]:
     """A function that yields records with "embedding", a list of floats of length 1.
 
-    Texts become tokens as the task's anchors do, and vectors as `ContrastiveLoss` is configured to
-    make them. One that is longer than lengths["anchor"] is cut, and says so: "truncated": true.
+    Texts become tokens as the task's anchors do, and vectors by ``pooling``, which should be that
+    of the run's `ContrastiveLoss`. One that is longer than lengths["anchor"] is cut, and says so:
+    "truncated": true.
     """
-    task, pooling = setup.task.leaves[0][0], ContrastiveLoss().pooling
+    task = setup.task.leaves[0][0]
     objective = task.objective
     if "anchor" not in objective.features:
         raise UserError(
@@ -72,7 +75,6 @@ def _jitted(model: Model, pooling: str) -> Callable[[Any, jax.Array], jax.Array]
     return jax.jit(lambda p, ids: model.embed(p, {"encoder_input_tokens": ids}, pooling=pooling))
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class StsEvaluation:
     """Semantic textual similarity: whether near vectors are of texts that people find alike.
@@ -110,12 +112,12 @@ class StsEvaluation:
             raise UserError(f"{self.table} has {len(rows)} pairs of texts, expected 2 or more.")
         return rows
 
-    def values(self, setup: Setup, params: Any) -> dict[str, float]:
+    def values(self, setup: Setup, params: Any, pooling: str = "mean") -> dict[str, float]:
         """{} without a table, or with a model that isn't trained on pairs."""
         if self.table is None or "anchor" not in setup.task.objective.features:
             return {}
         texts = [{"input": text} for row in self._rows for text in row[:2]]
-        found = np.array([r["embedding"] for r in embedder(setup, params)(texts)])
+        found = np.array([r["embedding"] for r in embedder(setup, params, pooling)(texts)])
         scores = [score for *_, score in self._rows]
         correlations = sts_correlation(scores, found[::2], found[1::2])
         return {f"sts/{name}": float(value) for name, value in correlations.items()}

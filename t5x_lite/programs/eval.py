@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 from etils import epath
@@ -24,12 +23,16 @@ from t5x_lite.models import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig
-from t5x_lite.parallel.rules import use_mesh
+from t5x_lite.parallel.rules import Rules, use_mesh
+from t5x_lite.programs.embed import StsEvaluation
 from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.recorder import say
 from t5x_lite.programs.weights import open_weights
 from t5x_lite.training.checkpoints import Checkpoints
+from t5x_lite.training.head_losses import HeadLoss
+from t5x_lite.training.pair_losses import ContrastiveLoss
 from t5x_lite.training.setup import Setup, set_up
+from t5x_lite.training.step import Loss
 from t5x_lite.training.trackers import JsonLines
 
 
@@ -37,11 +40,10 @@ def main(args: argparse.Namespace) -> int:
     use_compile_cache()
     distributed.initialize(args.coordinator_address, args.process_count, args.process_index)
     config.require("evaluate")
-    evaluate(checkpoint=args.checkpoint, watch=args.watch, html=args.html)
+    config.call("evaluate", checkpoint=args.checkpoint, watch=args.watch, html=args.html)
     return 0
 
 
-@gin.configurable(module="t5x_lite", denylist=["checkpoint", "watch", "html"])
 def evaluate(
     *,
     model_dir: str,
@@ -50,9 +52,12 @@ def evaluate(
     lengths: Mapping[str, int],
     batch_size: int,
     mesh: MeshConfig | None = None,
+    rules: Rules | None = None,
+    loss: Loss | ContrastiveLoss | HeadLoss | None = None,
     batch_count: int | None = None,
     split: str = "validation",
     text: TextEvaluation | None = None,
+    sts: StsEvaluation | None = None,
     confidence_samples: int = 0,
     num_samples: int = 3,
     accept_other_vocabulary: bool = False,
@@ -71,7 +76,9 @@ def evaluate(
     Args:
       batch_count: batches of held-out data; None: all of it, every example once.
       split: of the task's source.
+      loss: of the run; of an objective of pairs it says how vectors are made and compared.
       text: how texts are predicted for the metrics that the tasks name.
+      sts: similarity of sentence vectors, judged on a table of pairs.
       confidence_samples: draws of the bootstrap, for 95 % intervals of those; 0: no intervals.
       accept_other_vocabulary: evaluate weights that were trained with another vocabulary, too.
       total_steps: the step after which ``watch`` ends.
@@ -89,7 +96,7 @@ def evaluate(
     Raises:
       UserError: no such checkpoint, or its parameters are not this model's.
     """
-    setup = set_up(model, task, lengths, batch_size, mesh, pack=False)
+    setup = set_up(model, task, lengths, batch_size, mesh, rules=rules, pack=False)
     folder = folder_of(model_dir, split)
     if watch:
         waiting = Waiting(model_dir, folder, total_steps, poll_seconds, patience_seconds)
@@ -101,7 +108,9 @@ def evaluate(
     with use_mesh(setup.mesh, setup.rules):
         for path, found, params in _restored(setup, paths, accept_other_vocabulary, watch):
             if found.reading not in made:
-                made[found.reading] = HeldOut(found, batch_count, split=split, text=text)
+                made[found.reading] = HeldOut(
+                    found, batch_count, loss, split=split, text=text, sts=sts
+                )
             held_out = made[found.reading]
             results[path], rows = _evaluate_one(held_out, params, path, confidence_samples)
             if distributed.is_main_process() and epath.Path(model_dir).exists():

@@ -64,13 +64,13 @@ def read_setup(args: argparse.Namespace) -> Setup:
                 "and task."
             )
         files = [str(found[0])]
-    config.register_all()
     config.parse(files, args.gin_bindings, args.gin_search_paths, "infer", trust=args.trust_config)
     given = {name: config.evaluate(f"infer.{name}") for name in ("model", "task", "lengths")}
     for name, value in given.items():
         given[name] = value() if isinstance(value, type) else value
+    devices = {name: config.evaluate(f"infer.{name}") for name in ("mesh", "rules")}
     # As many rows, all the same, as the mesh wants: a model may need all devices for one text.
-    return set_up(**given, batch_size=jax.device_count(), mesh=_given("mesh"), pack=False)
+    return set_up(**given, batch_size=jax.device_count(), pack=False, **devices)
 
 
 def _given(name: str) -> Any:

@@ -30,11 +30,14 @@ class HeldOut:
         *,
         split: str = "validation",
         text: TextEvaluation | None = None,
+        sts: StsEvaluation | None = None,
+        early_stopping: EarlyStopping | None = None,
     ):
         self._setup, self._count, self._split = setup, batch_count, split
         self.look: Callable[[], None] = lambda: None  # called before each batch; it may raise
         self._text = text or TextEvaluation()
-        self._early_stopping, self._sts = EarlyStopping(), StsEvaluation()
+        self._early_stopping = early_stopping or EarlyStopping()
+        self._sts, self._pooling = sts or StsEvaluation(), getattr(loss, "pooling", "mean")
         if self._text.during_training:  # said now, not at the first evaluation
             check_installed(m for leaf, _ in setup.task.leaves for m in leaf.metrics)
         self._predictor = Predictor(
@@ -75,7 +78,7 @@ class HeldOut:
                 found = self._evaluate(params, leaf)
                 metrics |= {f"{leaf.name}/{name}": value for name, value in found.items()}
         with jax.transfer_guard("allow"):
-            metrics |= self._sts.values(self._setup, params)
+            metrics |= self._sts.values(self._setup, params, self._pooling)
         if each_task and self._text.during_training:
             metrics |= self.judge_texts(params)[0]["values"]
         return metrics

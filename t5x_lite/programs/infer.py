@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 
@@ -27,7 +26,7 @@ from t5x_lite.models import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig
-from t5x_lite.parallel.rules import use_mesh
+from t5x_lite.parallel.rules import Rules, use_mesh
 from t5x_lite.programs.embed import embed_records
 from t5x_lite.programs.eval import checkpoint_paths
 from t5x_lite.programs.heads import answer_records
@@ -50,15 +49,15 @@ def main(args: argparse.Namespace) -> int:
     config.require("infer")
     [path] = checkpoint_paths(config.evaluate("infer.model_dir"), args.checkpoint)
     if not args.output:
-        for result in infer(records=records, checkpoint=path):
+        for result in config.call("infer", records=records, checkpoint=path):
             print(json.dumps(result, ensure_ascii=False), flush=True)
         return 0
     output = shard_name(args.output, args.shard)
     if args.shard and os.path.exists(output) and not args.overwrite:
         raise UserError(f"{output} exists already; give --overwrite or another name")
-    key = fingerprint(records, path, gin.config_str())
+    key = fingerprint(records, path, config.config_text())
     with continued(output, key, _batch_size()) as (file, done):
-        for result in infer(records=records, checkpoint=path, first=done):
+        for result in config.call("infer", records=records, checkpoint=path, first=done):
             print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
     again = f" ({done:,} of them by an earlier call)" if done else ""
     print(f"{len(records):,} records written to {output}{again}", file=sys.stderr)
@@ -106,7 +105,6 @@ def read_records(path: str) -> list[Record]:
     return records
 
 
-@gin.configurable(module="t5x_lite", denylist=["records", "checkpoint", "first"])
 def infer(
     *,
     model_dir: str,
@@ -115,10 +113,12 @@ def infer(
     lengths: Mapping[str, int],
     records: Sequence[Record],
     mesh: MeshConfig | None = None,
+    rules: Rules | None = None,
     batch_size: int = BATCH_SIZE,
     method: Method | None = None,
     max_new_tokens: int | None = None,
     weights: str = "float32",
+    pooling: str = "mean",
     seed: int = 0,
     accept_other_vocabulary: bool = False,
     checkpoint: str = "latest",
@@ -137,16 +137,18 @@ def infer(
         text is what a user says, or there are "messages" instead, that end with a user's.
       method: Greedy() (the default), Sample(...), BeamSearch(...) or Lookup(...).
       max_new_tokens: None: the length of the task's targets.
+      pooling: how a text becomes a vector: that of the run's ContrastiveLoss.
       weights: how they are kept in memory: "float32", "bfloat16" or "int8".
       accept_other_vocabulary: use weights that were trained with another vocabulary, too.
       first: the first record that is still to do, a multiple of batch_size.
     """
-    setup = set_up(model, task, lengths, batch_size, mesh, pack=False)
+    setup = set_up(model, task, lengths, batch_size, mesh, rules=rules, pack=False)
     [path] = checkpoint_paths(model_dir, checkpoint)
     setup, params = open_weights(setup, path, accept_other_vocabulary=accept_other_vocabulary)
     if setup.model.encoder_only:
-        headed = isinstance(task.objective, OBJECTIVES)
-        return (answer_records if headed else embed_records)(setup, params, records[first:])
+        if isinstance(task.objective, OBJECTIVES):
+            return answer_records(setup, params, records[first:])
+        return embed_records(setup, params, records[first:], pooling)
     with use_mesh(setup.mesh, setup.rules):
         merged, params = setup.model.merged(params)
         setup = dataclasses.replace(setup, model=merged)

@@ -40,7 +40,8 @@ def main(args: argparse.Namespace) -> int:
         ) from None
     use_compile_cache()
     config.require("infer")
-    settings, key, local = ServeConfig(), args.api_key or os.environ.get(KEY), args.host in _LOCAL
+    settings: ServeConfig = config.call("ServeConfig")
+    key, local = args.api_key or os.environ.get(KEY), args.host in _LOCAL
     if not local and not key:
         print(f"warning: anybody who reaches {args.host} can use this model: set {KEY}, or keep "
               "to --host=127.0.0.1", file=sys.stderr)  # fmt: skip
@@ -75,7 +76,9 @@ def build(checkpoint: str, settings: ServeConfig) -> tuple[str, Texts | Vectors]
     found = Path(path).name
     name = Path(given["model_dir"]).name if found.isdigit() else found
     if setup.model.encoder_only:
-        return name, Vectors(embedder(setup, params), setup.task.vocabulary, settings)
+        return name, Vectors(
+            embedder(setup, params, _given("pooling", "mean")), setup.task.vocabulary, settings
+        )
     return name, _texts(setup, params, settings)
 
 
@@ -102,6 +105,8 @@ def _texts(setup: Setup, params: Any, settings: ServeConfig) -> Texts:
         params = compress(params, _given("weights", "float32"))
         model, params = for_slots(merged, params, settings.slots)
     vocabulary, reading = setup.task.vocabulary, setup.reading
+    if reading.template is None:
+        reading = dataclasses.replace(reading, template=config.call("ChatTemplate"))
     slots = Slots(model, settings.slots, columns, vocabulary.eos_ids, reading.bidirectional)
     engine = Engine(
         slots,
@@ -136,6 +141,7 @@ def _set_up(given: dict[str, Any], settings: ServeConfig) -> Setup:
         given["lengths"],
         settings.slots,
         mesh,
+        rules=_given("rules", None),
         pack=False,
         devices=devices[: mesh.tensor],
     )

@@ -2,25 +2,28 @@
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gin
 import jax
 
 from t5x_lite import config, exit_status, run_vocabulary
 from t5x_lite.data.loader import BatchLoader, prefetch
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
+from t5x_lite.evaluation.predictions import TextEvaluation
 from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.models import TransformerConfig
 from t5x_lite.models.flops import train_flops
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig
-from t5x_lite.parallel.rules import use_mesh
+from t5x_lite.parallel.rules import Rules, use_mesh
 from t5x_lite.planning.check import predicted_and_measured
 from t5x_lite.programs import describe, folder, remains, run_log
+from t5x_lite.programs.early_stopping import EarlyStopping
+from t5x_lite.programs.embed import StsEvaluation
 from t5x_lite.programs.exports import CheckpointConfig, ExportingCheckpoints
 from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.interrupt import Interrupt, Stopped
@@ -49,11 +52,10 @@ def main(args: argparse.Namespace) -> int:
     with distributed.failing_together(), run_log.recorded():
         config.require("train")
         with Interrupt(owns_process=True) as interrupt:
-            train(dry_run=args.dry_run, interrupt=interrupt)
+            config.call("train", dry_run=args.dry_run, interrupt=interrupt)
     return exit_status.SAVED if interrupt.stopped else exit_status.FINISHED
 
 
-@gin.configurable(module="t5x_lite", denylist=["dry_run", "interrupt"])
 def train(
     *,
     model_dir: str,
@@ -65,6 +67,7 @@ def train(
     optimizer: Any,
     loss: Loss | ContrastiveLoss | HeadLoss | None = None,
     mesh: MeshConfig | None = None,
+    rules: Rules | None = None,
     pack: bool = True,
     seed: int = 0,
     num_microbatches: int = 1,
@@ -78,6 +81,9 @@ def train(
     log_period: int = 100,
     eval_period: int = 1000,
     eval_batch_count: int | None = 20,
+    text: TextEvaluation | None = None,
+    sts: StsEvaluation | None = None,
+    early_stopping: EarlyStopping | None = None,
     num_samples: int = 3,
     sample_period: int = 0,
     trackers: Sequence[Service] = (),
@@ -86,6 +92,7 @@ def train(
     spike_guard: SpikeGuard | None = None,
     watchdog: WatchdogConfig | None = None,
     gc_period: int = 1000,
+    num_workers: int = 0,
     dry_run: bool = False,
     interrupt: Interrupt | None = None,
 ) -> dict[str, Any]:
@@ -99,6 +106,7 @@ def train(
       lengths: tokens of each of the task's features, such as {"inputs": 512, "targets": 114}.
       batch_size: rows of the global batch, over all devices and hosts.
       optimizer: AdamW(...), Adafactor(...), ... of t5x_lite.training.optimizers.
+      rules: which mesh axes split which axes of arrays, see parallel/rules.py.
       pack: several examples in one row.
       num_microbatches: gradients are accumulated over so many parts of the batch.
       initial_checkpoint: whose parameters to start from: another run's folder or checkpoint, a
@@ -107,12 +115,15 @@ def train(
       accept_other_vocabulary: start from weights that were trained with another vocabulary, too.
       trainable, frozen, layer_decay: see training/trainable.py.
       eval_batch_count: batches of held-out data at each evaluation; None: all there are.
+      text, sts: how texts are predicted for tasks' metrics; similarity of sentence vectors.
+      early_stopping: which metric ends the run when it gets no better.
       num_samples: predictions shown after the last step, and every ``sample_period`` steps (0: no).
       trackers, watches: see training/services.py and training/watches.py.
       max_bad_steps: so many steps in a row whose loss or gradient isn't finite end the run.
       spike_guard: skips updates whose loss or gradient norm is far above the latest ones.
       watchdog: when a step counts as hanging, and whether that ends the process.
       gc_period: steps between collections of Python's garbage.
+      num_workers: processes that make batches; 0: this one.
       dry_run: build everything on abstract shapes, print it, and stop.
       interrupt: what asks to save and stop; None: signals, while it trains.
 
@@ -127,11 +138,13 @@ def train(
     """
     goodput = Goodput()
     checkpoint = checkpoint or CheckpointConfig()
+    if early_stopping is not None and early_stopping.model_dir is None:
+        early_stopping = dataclasses.replace(early_stopping, model_dir=model_dir)
     if total_steps < 1:
         raise UserError(f"total_steps = {total_steps}: it must be at least 1.")
 
     # ------------------------------------------------------------------- model, data, devices
-    setup = set_up(model, task, lengths, batch_size, mesh, pack=pack)
+    setup = set_up(model, task, lengths, batch_size, mesh, rules=rules, pack=pack)
     training = build(
         setup, optimizer, loss=loss, num_microbatches=num_microbatches, seed=seed,
         guard=spike_guard, watches=watches, trainable=Trainable(trainable, frozen, layer_decay),
@@ -151,9 +164,11 @@ def train(
     # ------------------------------------------------------------------- data
     loader = BatchLoader(
         task, lengths=dict(lengths), batch_size=batch_size, seed=seed, rows=setup.rows,
-        architecture=model.architecture, pack=pack,
+        architecture=model.architecture, pack=pack, num_workers=num_workers,
     )  # fmt: skip
-    held_out = HeldOut(setup, eval_batch_count, loss)
+    held_out = HeldOut(
+        setup, eval_batch_count, loss, text=text, sts=sts, early_stopping=early_stopping
+    )
 
     # ------------------------------------------------------------------- the run's folder
     if initial_checkpoint is not None and not has_checkpoint(model_dir):
@@ -198,8 +213,9 @@ def train(
             state = fresh_state(training, setup.model, seed, spike_guard)
             if initial_checkpoint is not None:
                 found = restore_params(
-                    initial_checkpoint, abstract.params, initial_params, model=model, start=True
-                )
+                    initial_checkpoint, abstract.params, initial_params, model=model, start=True,
+                    vocabulary=task.vocabulary,
+                )  # fmt: skip
                 state = started_from(state, found, training, setup.model, seed)
                 say(f"starting from {initial_checkpoint}: {len(jax.tree.leaves(found))} parameters")
             elif model.adapters:

@@ -65,7 +65,6 @@ def main(args: argparse.Namespace) -> int:
 
 def read_task(args: argparse.Namespace):
     """The config's task. The rest of a recipe (model, optimizer, ...) may be incomplete."""
-    config.register_all()
     # The vocabulary to be made is the task's own, and isn't read before it is there.
     own = f"SentencePieceVocabulary.path={args.output!r}"
     config.parse(args.gin_file, [*args.gin_bindings, own], args.gin_search_paths, root=TASK)

@@ -42,7 +42,9 @@ def open_weights(
         f"To use them all the same, set {verb}.accept_other_vocabulary = True.",
     )  # fmt: skip
     abstract = abstract_params(setup.model, setup.mesh, setup.rules)
-    params = restore_params(path, abstract, model=setup.model.config)
+    params = restore_params(
+        path, abstract, model=setup.model.config, vocabulary=setup.task.vocabulary
+    )
     return read_as(setup, origin), params
 
 

@@ -2,12 +2,9 @@
 
 import dataclasses
 
-import gin
-
 from t5x_lite.errors import UserError
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class ServeConfig:
     """Limits of `t5x_lite serve`; a request beyond one is refused with the status in brackets.

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +18,6 @@ import numpy as np
 from t5x_lite.errors import NotFinite, UserError
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class SpikeGuard:
     """Skips updates whose loss or gradient norm is beyond mean + sigma * deviation of the latest.

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 
@@ -25,7 +24,6 @@ def head_of(features: Iterable[str]) -> str | None:
     return next((head for name, head in FEATURES.items() if name in features), None)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class HeadLoss:
     """The mean over labels of the cross entropy; of a number's, of the squared error.

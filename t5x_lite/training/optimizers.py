@@ -22,7 +22,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 import optax
@@ -161,7 +160,6 @@ class Optimizer:
         raise NotImplementedError
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
@@ -180,7 +178,6 @@ class AdamW(Optimizer):
         return optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.mu_dtype)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Lion(Optimizer):
     """The sign of a momentum (Chen et al. 2023): a rate 3 to 10 times below AdamW's, and a decay
@@ -196,7 +193,6 @@ class Lion(Optimizer):
         return optax.scale_by_lion(self.b1, self.b2, mu_dtype=self.mu_dtype)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class RmsScaledAdamW(Optimizer):
     """AdamW whose update is multiplied by max(RMS(parameter), 1e-3), as Adafactor's is.
@@ -229,7 +225,6 @@ class RmsScaledAdamW(Optimizer):
         )
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Adafactor(Optimizer):
     """T5X's Adafactor, step for step; the defaults are T5 1.1's. See `adafactor.py`.
@@ -274,7 +269,6 @@ class Adafactor(Optimizer):
         )
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Muon(Optimizer):
     """Matrices by orthogonalized momentum (Jordan 2024), everything else by AdamW.

@@ -6,7 +6,6 @@ Dimensions: B batch (rows), D embed, M candidates.
 import dataclasses
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 
@@ -51,7 +50,6 @@ def next_sentence_sums(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
 # -------------------------------------------------------------------------------- contrastive
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class ContrastiveLoss:
     """SimCSE (Gao et al., https://arxiv.org/abs/2104.08821): each anchor finds its own positive.

@@ -4,12 +4,9 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-import gin
-
 from t5x_lite.errors import UserError
 
 
-@gin.configurable(module="t5x_lite")
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When a checkpoint is written and which ones stay.

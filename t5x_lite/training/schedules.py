@@ -14,7 +14,6 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 
@@ -77,7 +76,6 @@ def _warmup(step: jax.Array, warmup_steps: int) -> jax.Array | float:
     return jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 
-@gin.configurable(module="t5x_lite")
 def constant(rate: float, warmup_steps: int = 0) -> Schedule:
     """`rate` after the warm-up. T5's fine-tuning: 0.001 without one."""
     args = _checked("constant", peak_rate=rate, warmup_steps=warmup_steps)
@@ -89,7 +87,6 @@ def constant(rate: float, warmup_steps: int = 0) -> Schedule:
     )
 
 
-@gin.configurable(module="t5x_lite")
 def inverse_square_root(peak_rate: float, warmup_steps: int = 10_000) -> Schedule:
     """peak_rate * sqrt(warmup_steps / step) after the warm-up (Vaswani et al. 2017, section 5.3).
 
@@ -106,7 +103,6 @@ def inverse_square_root(peak_rate: float, warmup_steps: int = 10_000) -> Schedul
     return Schedule(rate, "inverse_square_root", args)
 
 
-@gin.configurable(module="t5x_lite")
 def t5_inverse_square_root(
     base_rate: float = 1.0, warmup_steps: int = 10_000, linear_warmup: bool = False
 ) -> Schedule:
@@ -126,7 +122,6 @@ def t5_inverse_square_root(
     return Schedule(rate, "t5_inverse_square_root", {**args, "linear_warmup": linear_warmup})
 
 
-@gin.configurable(module="t5x_lite")
 def cosine(
     peak_rate: float,
     total_steps: int,
@@ -158,7 +153,6 @@ def cosine(
     return Schedule(rate, "cosine", {**args, "cyclic": cyclic})
 
 
-@gin.configurable(module="t5x_lite")
 def linear(
     peak_rate: float, total_steps: int, warmup_steps: int = 0, final_rate: float = 0.0
 ) -> Schedule:
@@ -183,7 +177,6 @@ def linear(
 _DECAYS = {"linear": lambda p: 1.0 - p, "1-sqrt": lambda p: 1.0 - jnp.sqrt(p)}
 
 
-@gin.configurable(module="t5x_lite")
 def warmup_stable_decay(
     peak_rate: float,
     total_steps: int,

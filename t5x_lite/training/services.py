@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from importlib import util
 from typing import Any, Protocol
 
-import gin
 import numpy as np
 from etils import epath
 
@@ -104,7 +103,6 @@ def _as_markdown(values: Mapping[str, Any]) -> str:
     return "\n".join(f"    {line}" for line in text.split("\n"))
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class WandB:
     """Weights & Biases. Without a network: WANDB_MODE=offline, and `wandb sync` later.
@@ -131,7 +129,6 @@ class WandB:
         return _Run("wandb", "WandB", self.project, self.name or _name(model_dir), options)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Trackio:
     """Trackio (https://github.com/gradio-app/trackio): a local database; `trackio show` draws it.

@@ -21,11 +21,12 @@ from t5x_lite.models import Model, TransformerConfig
 from t5x_lite.models.adapters import prompt_length
 from t5x_lite.parallel.mesh import MeshConfig, make_mesh
 from t5x_lite.parallel.rules import (
+    DEFAULT_RULES,
     MeshAxes,
+    Rules,
     batch_rows,
     batch_sharding,
     check_lengths,
-    logical_rules,
     place_batch,
     shards,
 )
@@ -85,10 +86,13 @@ def set_up(
     batch_size: int,
     mesh: MeshConfig | None = None,
     *,
+    rules: Rules | None = None,
     pack: bool | str = True,
     devices: Any = None,
 ) -> Setup:
     """Checks that model, task, lengths, batch and mesh fit each other.
+
+    rules: logical axes to mesh axes, such as `logical_rules({"mlp": None})`; None: the default.
 
     Raises:
       UserError: a vocabulary larger than the model's, a length that the objective can't fill, a
@@ -139,7 +143,7 @@ def set_up(
                 f"{name} = {heads} can't be split over tensor = {tensor}: "
                 f"choose MeshConfig.tensor among the divisors of {heads}."
             )
-    rules = logical_rules()
+    rules = dict(DEFAULT_RULES if rules is None else rules)
     sharding = batch_sharding(device_mesh, rules)
     rows = batch_rows(sharding, batch_size)
     check_lengths(sizes, sharding)

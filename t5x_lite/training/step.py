@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +27,6 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Batch], Metrics]
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """Cross entropy as T5X's: with z-loss, label smoothing and a normaliser.
@@ -271,16 +269,20 @@ def make_eval_step(
     texts, what their ``loss`` (`Loss`, or of pair_losses.py) has to say.
     """
 
+    given = loss
+
     def eval_step(params: Any, batch: Batch) -> Metrics:
         if "encoder_anchor" in batch:
-            return (loss or ContrastiveLoss()).evaluate(model, params, batch)
+            return (given or ContrastiveLoss()).evaluate(model, params, batch)
         if head_of(batch):
-            return (loss or HeadLoss()).evaluate(model, params, batch)
+            return (given or HeadLoss()).evaluate(model, params, batch)
+        loss = given if isinstance(given, Loss) else Loss()
         side = target_side(batch)
         targets = batch[f"{side}_target_tokens"]
         weights = (batch[f"{side}_loss_weights"] > 0).astype(jnp.float32)
         batch = with_pair_weights(batch | {"loss_weights": weights})
-        total, _, tokens, hits, aux = Loss(z_loss=0.0).sums(model, params, batch, weights)
+        plain = dataclasses.replace(loss, z_loss=0.0, label_smoothing=0.0)
+        total, _, tokens, hits, aux = plain.sums(model, params, batch, weights)
         sums = {"loss": total, "target_tokens": tokens, "hits": hits}
         if "pair_weights" in batch:
             sums |= {name: aux[name] for name in aux if name.startswith("next_sentence_")}

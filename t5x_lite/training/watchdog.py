@@ -11,14 +11,11 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-import gin
-
 from t5x_lite.errors import UserError
 
 HANG_STATUS = 75  # "temporary failure" of sysexits.h: a supervisor starts the run again
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class WatchdogConfig:
     """When a step counts as hanging, and what is done then.

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 
@@ -19,7 +18,6 @@ from t5x_lite.training.trackers import WATCHED, Histogram
 _TREES = ("gradients", "parameters", "updates")
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Watches:
     """What is watched, and how often.

@@ -67,7 +67,7 @@ def one_by_one(keys):
 @pytest.mark.parametrize("kind", [chain, scattered])
 def test_groups_whatever_the_parts(tmp_path, kind, parts):
     keys = kind(random.Random(parts))
-    corpus = Corpus(str(tmp_path), str(tmp_path / "out"), duplicates=Duplicates(bands=2))
+    corpus = Corpus(__file__, str(tmp_path / "out"), duplicates=Duplicates(bands=2))
     layout = Layout(UNITS, 256, parts)
     for folder in ("clean", "edges/0", "decisions", "left"):
         (corpus.work / folder).mkdir(parents=True)

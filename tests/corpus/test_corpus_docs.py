@@ -11,7 +11,6 @@ from t5x_lite.corpus.c4 import C4, C4Paragraphs, C4Tfds
 from t5x_lite.corpus.code import Code
 from t5x_lite.corpus.fineweb import FineWeb
 from t5x_lite.corpus.gopher import GopherQuality, GopherRepetition
-from t5x_lite.corpus.settings import Corpus
 from t5x_lite.corpus.steps import rules_of
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +37,6 @@ def test_the_table_of_rules_is_what_the_code_says():
 
 @pytest.fixture
 def fresh():
-    config.register_all_corpus()
     with config.fresh():
         yield
 
@@ -47,9 +45,10 @@ def fresh():
 def test_recipes(fresh, name, tmp_path):
     pytest.importorskip("py3langid")
     pytest.importorskip("ftfy")
-    config.parse([f"corpus/{name}.gin"], [f"INPUT='{tmp_path}'", f"OUTPUT='{tmp_path}'"], (),
+    config.parse([f"corpus/{name}.gin"], [f"INPUT='{tmp_path}'", f"OUTPUT='{tmp_path}.tfds'"], (),
                  "Corpus")  # fmt: skip
-    assert Corpus().steps and Corpus().duplicates is not None
+    corpus = config.call("Corpus")
+    assert corpus.steps and corpus.duplicates is not None
     text = (gin_files.shipped_gin_configs() / f"corpus/{name}.gin").read_text()
     header = text.split("include")[0]
     assert f"# Command: t5x_lite corpus --gin_file=corpus/{name}.gin" in header

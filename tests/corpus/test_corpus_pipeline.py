@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("apache_beam", reason="needs the extra `corpus`")
 pytest.importorskip("tensorflow_datasets", reason="needs the extra `corpus`")
 pytest.importorskip("rensa", reason="needs the extra `corpus`")
+pytest.importorskip("phonenumbers", reason="needs the extra `corpus`")
 
 from waiting import wait_until
 

@@ -14,7 +14,7 @@ import pytest
 
 from t5x_lite.corpus.opening import Problems, Stream, Torn, decoded, is_binary
 from t5x_lite.corpus.readers import Reader, find_inputs
-from t5x_lite.corpus.web import plain_wikitext
+from t5x_lite.corpus.wikipedia import plain_wikitext
 from t5x_lite.errors import UserError
 
 MB = 1 << 20

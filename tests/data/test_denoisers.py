@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t5x_lite import config
 from t5x_lite.data.loader import BatchLoader
 from t5x_lite.data.objectives import (
     UL2,
@@ -181,8 +182,9 @@ def test_from_gin():
         FillInTheMiddle.level = "context"
         """
     )
-    assert UL2().denoisers == (Denoiser("R", 3, 0.15), Denoiser("S", 0, 0.25, 2.0))
-    assert UL2().mode_tokens[1] == 5 and FillInTheMiddle().level == "context"
+    ul2 = config.call("UL2")
+    assert ul2.denoisers == (Denoiser("R", 3, 0.15), Denoiser("S", 0, 0.25, 2.0))
+    assert ul2.mode_tokens[1] == 5 and config.call("FillInTheMiddle").level == "context"
     gin.clear_config()
 
 

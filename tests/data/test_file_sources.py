@@ -13,6 +13,7 @@ import gin
 import numpy as np
 import pytest
 
+from t5x_lite import config
 from t5x_lite.data import file_bytes, files
 from t5x_lite.data.sources import (
     ArrayRecords,
@@ -261,8 +262,8 @@ def test_from_gin(tmp_path):
             "Delimited.keys = {'text': 'text', 'id': 'id'}"
         )
     try:
-        assert open_files()[3]["text"] == TEXTS[3]
-        assert Delimited()[3] == {"text": TEXTS[3], "id": "3"}
+        assert config.call("open_files")[3]["text"] == TEXTS[3]
+        assert config.call("Delimited")[3] == {"text": TEXTS[3], "id": "3"}
     finally:
         gin.clear_config()
 

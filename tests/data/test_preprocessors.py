@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from t5x_lite import config
 from t5x_lite.data import tasks
 from t5x_lite.data.objectives import CausalLM, TextToText
 from t5x_lite.data.preprocessors import (
@@ -156,5 +157,6 @@ def test_in_a_task_and_its_fingerprint():
 def test_from_gin():
     gin.clear_config()
     gin.parse_config("Rekey.key_map = {'boo': 'foo'}\nChunk.length = 9\nFewShot.shots = ()")
-    assert Rekey()({"foo": "x"}) == {"boo": "x"} and Chunk().length == 9 and FewShot().count is None
+    assert config.call("Rekey")({"foo": "x"}) == {"boo": "x"}
+    assert config.call("Chunk").length == 9 and config.call("FewShot").count is None
     gin.clear_config()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t5x_lite import config
 from t5x_lite.data import file_bytes
 from t5x_lite.data.source import hash64, held_out_mask
 from t5x_lite.data.sources import InMemory, PythonLibrary, TextFiles, Tfds
@@ -273,7 +274,7 @@ def test_gin(tmp_path):
     with gin.unlock_config():
         gin.parse_config(f"TextFiles.files = '{tmp_path}/a.txt'\nTextFiles.document = 'file'")
     try:
-        assert texts(TextFiles()) == ["a\nb\n"]
+        assert texts(config.call("TextFiles")) == ["a\nb\n"]
     finally:
         gin.clear_config()
 

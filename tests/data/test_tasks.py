@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from t5x_lite import config
 from t5x_lite.data.objectives import CausalLM, SpanCorruption, TextToText
 from t5x_lite.data.sources import InMemory
 from t5x_lite.data.tasks import Fields, Mixture, Task
@@ -186,7 +187,7 @@ def test_fingerprints():
 
 
 def test_gin():
-    config = """
+    text = """
         hello/InMemory.records = ["hello", "world", "wide"]
         hello/Task.name = "hello"
         hello/Task.source = @hello/InMemory()
@@ -204,9 +205,9 @@ def test_gin():
         Mixture.rates = [1, 3]
     """
     with gin.unlock_config():
-        gin.parse_config(config)
+        gin.parse_config(text)
     try:
-        mixture = Mixture()
+        mixture = config.call("Mixture")
     finally:
         gin.clear_config()
     assert shares(mixture) == {"hello": 0.25, "other": 0.75}

@@ -62,11 +62,10 @@ def test_every_command_that_trains_is_put_together():
     for package in ("sklearn", "sacrebleu"):
         pytest.importorskip(package, reason=f"needs {package}")
     found = [cli.parse_args(words) for words in commands() if words[0] == "train"]
-    assert len(found) == 9
+    assert len(found) == 10
     for args in found:
         with config.fresh():
             more = [] if "shakespeare" in str(args) else ["Task.vocabulary=@ByteVocabulary()"]
-            config.register_all()
             config.parse(args.gin_file, [*args.gin_bindings, *more], root="train")
             model, task, lengths, size = (
                 config.evaluate(f"train.{name}")
@@ -78,11 +77,27 @@ def test_every_command_that_trains_is_put_together():
             assert (learnt > 0).any() and (task.metrics or "chat" in str(args.gin_file))
 
 
+def test_conversations_are_learnt_from_an_empty_folder(capsys):
+    """As printed, but for the size: with a vocabulary of the conversations themselves."""
+    [first, warm] = [words for words in commands() if "recipes/finetune_chat.gin" in str(words)]
+    small = [f"--gin.{b}" for b in SMALL if "LENGTHS" not in b and "encoder" not in b]
+    small += ['--gin.LENGTHS={"targets": 64, "learnt": 64}', "--gin.train.log_period=1",
+              "--gin.TransformerConfig.num_decoder_layers=1"]  # fmt: skip
+    assert cli.main([*first, *small]) == 0, capsys.readouterr().err
+    run = "runs/finetune_chat"
+    assert Path(run, "vocabulary.model").exists()
+    messages = {"messages": [{"role": "user", "content": "the dog 3"}]}
+    Path("asked.jsonl").write_text(json.dumps(messages) + "\n")
+    capsys.readouterr()
+    assert cli.main(["infer", f"--gin_file={run}/config.gin", "--input=asked.jsonl"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out)["prediction"], str)
+    assert "train.initial_checkpoint" in str(warm)
+
+
 def test_few_shots_are_of_the_training_split_in_the_tasks_template():
     [block] = [b for b in re.findall(r"```gin\n(.*?)```", DOCUMENT, flags=re.DOTALL) if "Shot" in b]
     data = [f"{name}='cola/in_domain_{split}.tsv'"
             for name, split in (("DATA", "train"), ("VALIDATION_DATA", "dev"))]  # fmt: skip
-    config.register_all()
     Path("few.gin").write_text('include "recipes/finetune_cola.gin"\n' + block)
     config.parse(["few.gin"], [*data, "Task.vocabulary=@ByteVocabulary()"], root="train.task")
     task = config.evaluate("train.task")

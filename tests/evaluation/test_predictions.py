@@ -300,7 +300,6 @@ def test_the_page_of_errors(tmp_path):
 def test_scoped_metrics_in_gin_keep_what_they_use():
     pytest.importorskip("sklearn", reason="needs scikit-learn")
     with config.fresh():
-        config.register_all()
         config.parse(
             ["runs/base.gin"],
             ["TASK=@Task()", "Task.metrics=[@a/f1, @b/f1, @perplexity]", "a/f1.positive='yes'",

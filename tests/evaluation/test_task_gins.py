@@ -168,7 +168,6 @@ OTHERS = {"c4_span_corruption", "python_library_span_corruption", "text", "super
 
 @pytest.fixture(autouse=True)
 def fresh_config():
-    config.register_all()
     with config.fresh():
         yield
 

@@ -14,6 +14,7 @@ from golden_files import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t5x_lite import config
 from t5x_lite.errors import UserError
 from t5x_lite.inference.decoding import BeamSearch, Greedy, Sample, generate, given_prompts
 from t5x_lite.inference.sampling import shape_logits
@@ -339,8 +340,8 @@ def test_one_trace_for_equal_shapes():
 def test_methods_are_configurable_and_equal_by_value():
     gin.parse_config("BeamSearch.beams = 2\nt5x_lite.Sample.top_p = 0.9")
     try:
-        assert BeamSearch() == BeamSearch(beams=2, alpha=0.6)
-        assert hash(Sample()) == hash(Sample(1.0, 0, 0.9))
+        assert config.call("BeamSearch") == BeamSearch(beams=2, alpha=0.6)
+        assert hash(config.call("Sample")) == hash(Sample(1.0, 0, 0.9))
     finally:
         gin.clear_config()
     assert BeamSearch() == BeamSearch(beams=4)

@@ -16,7 +16,6 @@ import t5x_lite as tl
 from t5x_lite import cli, config
 from t5x_lite.interop import huggingface, pretrained, runs
 from t5x_lite.models import Model
-from t5x_lite.training import checkpoint_layout as layout
 from t5x_lite.training import verification
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "huggingface"
@@ -44,7 +43,6 @@ def folder(tmp_path_factory):
     (folder / "tiny.gin").write_text(GIN)
     with config.fresh(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        config.register_all()
         bindings = ["TransformerConfig.vocab_size=384", "train.model=%MODEL"]
         config.parse(["models/t5_1_1_tiny.gin"], bindings, root="train.model")
         model = Model(config.evaluate("train.model"))
@@ -75,7 +73,6 @@ def test_there_and_back(tmp_path, monkeypatch, capsys, name):
     assert cli.main(["convert", "--from=ours", "--to=theirs"]) == 0
     assert same(weights(tmp_path / "theirs"), weights(GOLDEN / name))
     # and what it wrote about the model is gin
-    config.register_all()
     config.parse(["ours/model.gin"], ["train.model=%MODEL"], root="train.model")
     assert config.evaluate("train.model") == huggingface.read(GOLDEN / name).config
 
@@ -222,15 +219,44 @@ def test_a_checksum_by_stretches_is_the_one_of_the_trainer(dtype, monkeypatch):
     assert runs.checksum(value)[1] is False
 
 
-def test_a_reader_that_is_not_finite_is_refused(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, dtype):
     model, params, _ = tl.from_pretrained(GOLDEN / "llama")
+    tl.save_pretrained(tmp_path / "bad", model, params, dtype=dtype)
+    value = weights(tmp_path / "bad")["model.layers.1.mlp.up_proj.weight"]
+    file = tmp_path / "bad/model.safetensors"
+    bad = value.copy()
+    bad[3, 5] = -np.inf
+    data = file.read_bytes()
+    assert data.count(value.tobytes()) == 1
+    file.write_bytes(data.replace(value.tobytes(), bad.tobytes()))
+    source = pretrained.open_source(tmp_path / "bad")
+    said = (
+        r"model\.layers\.1\.mlp\.up_proj\.weight in .*model\.safetensors isn't finite: -inf at \["
+    )
+    for kind in ("t5x_lite", "huggingface"):
+        with pytest.raises(tl.UserError, match=said):
+            pretrained.convert(source, tmp_path / "out", kind)
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(tl.UserError, match=said):
+        tl.from_pretrained(tmp_path / "bad")
     params["decoder"]["decoder_norm"]["scale"] = params["decoder"]["decoder_norm"]["scale"] * np.nan
-    tl.save_pretrained(tmp_path / "nan", model, params)
-    source = pretrained.open_source(tmp_path / "nan")
-    with pytest.raises(tl.UserError, match="decoder_norm/scale isn't finite"):
-        pretrained.convert(source, tmp_path / "out", "t5x_lite")
-    assert not (tmp_path / "out").exists()
-    assert layout.absolute(tmp_path / "nan").exists()
+    with pytest.raises(tl.UserError, match="model.norm.weight as float32 isn't finite: nan"):
+        tl.save_pretrained(tmp_path / "nan", model, params)
+    assert not (tmp_path / "nan").exists()
+
+
+def test_values_too_large_for_a_dtype_are_refused_by_name(tmp_path):
+    model, params, _ = tl.from_pretrained(GOLDEN / "llama")
+    params["decoder"]["decoder_norm"]["scale"] = params["decoder"]["decoder_norm"]["scale"] + 7e4
+    with pytest.raises(tl.UserError, match="model.norm.weight as float16 isn't finite: inf at"):
+        tl.save_pretrained(tmp_path / "half", model, params, dtype="float16")
+    tl.save_pretrained(tmp_path / "whole", model, params)
+    with pytest.raises(tl.UserError, match="decoder/decoder_norm/scale of .* as float16 isn't"):
+        tl.from_pretrained(tmp_path / "whole", param_dtype="float16")
+    with pytest.raises(tl.UserError, match="decoder/decoder_norm/scale of .*isn't finite"):
+        source = pretrained.open_source(tmp_path / "whole")
+        pretrained.convert(source, tmp_path / "run", "t5x_lite", dtype=np.dtype("float16"))
 
 
 def test_the_commands_of_the_page_on_exchange_are_commands(monkeypatch):

@@ -187,7 +187,12 @@ def test_neither_weights_nor_config(tmp_path):
             {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
             "with factor isn't",
         ),
-        ("t5_1_1", {"feed_forward_proj": "gated-tanh"}, "'gated-tanh' isn't known"),
+        (
+            "t5_1_1",
+            {"feed_forward_proj": "gated-tanh", "dense_act_fn": ...},
+            "gated-tanh' isn't known",
+        ),
+        ("t5_1_1", {"dense_act_fn": "tanh"}, "dense_act_fn = 'tanh' isn't known"),
     ],
 )
 def test_configurations_that_mean_something_else(copy, name, changes, said):

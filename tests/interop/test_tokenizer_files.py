@@ -143,7 +143,13 @@ def test_text_at_id_0_changes_places_with_a_byte_that_no_text_has(folder, tmp_pa
     jax.tree.map(np.testing.assert_array_equal, again, params)
     source = pretrained.open_source(tmp_path / "with")
     (tmp_path / "with/tokenizer.json").rename(tmp_path / "aside.json")
-    _, plain, read = tl.from_pretrained(tmp_path / "with")  # the ids of the file
+    with pytest.raises(UserError, match=f"config.json says .*eos_token_id = {eos}: .*vocabulary"):
+        tl.from_pretrained(tmp_path / "with")
+    aside = HuggingFaceVocabulary(str(tmp_path / "aside.json"))
+    _, again, read = tl.from_pretrained(tmp_path / "with", vocabulary=aside)
+    assert read is aside
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    _, plain, read = tl.from_pretrained(tmp_path / "with", vocabulary="none")  # the file's ids
     assert read is None
     swap = np.arange(LM.vocab_size)
     swap[[0, row]] = row, 0

@@ -57,7 +57,7 @@ def values_and_gradients(fn, arrays, weights):
 def check(fast, arrays, weights, mask, bias_of, **options):
     # What a query sees that may look at no key means nothing.
     T, S = arrays[0].shape[1], arrays[1].shape[1]
-    drawn = None if mask is None else mask.draw(T, S)
+    drawn = None if mask is None else mask.materialize(T, S)
     if drawn is not None:
         weights = weights * drawn.any(-1)[:, 0, :, None, None]
 

@@ -11,7 +11,7 @@ import tiny
 
 from t5x_lite.inference.weights import compressed, expanded
 from t5x_lite.models import Model
-from t5x_lite.models.products import TRANSPOSED, few_rows, product, transposed_product
+from t5x_lite.models.products import TRANSPOSED, prefers_transposed, product, transposed_product
 
 T5 = dataclasses.replace(tiny.T5, num_encoder_layers=1, num_decoder_layers=2)
 LM = dataclasses.replace(tiny.LM, num_decoder_layers=2, use_bias=True, tied_embeddings=False)
@@ -99,4 +99,4 @@ def test_steps_of_several_rows_compute_what_one_pass_does(name, weights):
 
 
 def test_many_rows_are_not_few():
-    assert few_rows(1) and few_rows(64) and not few_rows(65)
+    assert prefers_transposed(1) and prefers_transposed(64) and not prefers_transposed(65)

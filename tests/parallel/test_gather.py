@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from t5x_lite.parallel.gather import keep_all_but_gathered, scatterable, with_gathered
+from t5x_lite.parallel.gather import keep_all_but_gathered, scatterable, with_explicit_fsdp
 from t5x_lite.parallel.mesh import MeshConfig, make_mesh
 from t5x_lite.parallel.rules import DEFAULT_RULES, partition_spec, use_mesh
 
@@ -24,7 +24,7 @@ def setting(axes, sizes=MESH):
     placed = jax.device_put(kernel, NamedSharding(mesh, partition_spec(axes, DEFAULT_RULES, mesh)))
 
     def loss(kernel, x):
-        y = with_gathered(jnp.matmul, [x], [TOKENS], [kernel], [axes], TOKENS)
+        y = with_explicit_fsdp(jnp.matmul, [x], [TOKENS], [kernel], [axes], TOKENS)
         return jnp.sum(jnp.sin(y))
 
     return loss, mesh, kernel, placed, x

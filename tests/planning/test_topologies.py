@@ -104,7 +104,6 @@ MESHES = [n for n in gin_files.gin_files_under(gin_files.shipped_gin_configs()) 
 @pytest.mark.parametrize("name", MESHES)
 def test_shipped_meshes_are_the_slices_they_are_named_after(name):
     place = topologies.find(name.removeprefix("meshes/").removesuffix(".gin").replace("_", "-"))
-    config.register_all()
     with config.fresh():
         config.parse([name], ["train.mesh = @MeshConfig()"])
         mesh = config.evaluate("train.mesh")

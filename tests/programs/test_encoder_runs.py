@@ -2,13 +2,11 @@
 
 import dataclasses
 
-import gin
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from t5x_lite import config
 from t5x_lite.data.objectives import DropoutPairs, NextSentence
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.metrics import sts_correlation
@@ -65,11 +63,10 @@ def test_a_sentence_encoder_is_judged_by_what_people_find_alike(tmp_path):
     (tmp_path / "sts.tsv").write_text("".join(f"{a}\t{b}\t{score}\n" for a, b, score in rows))
     body = dataclasses.replace(BODY, dropout_rate=0.0)
     setup = set_up(body, tiny.task(DropoutPairs()), {"anchor": 48, "positive": 48}, 8, pack=False)
-    with config.fresh(), use_mesh(setup.mesh, setup.rules):
-        gin.bind_parameter("StsEvaluation.table", str(tmp_path / "sts.tsv"))
-        gin.bind_parameter("StsEvaluation.names", ["text_a", "text_b", "score"])
+    sts = StsEvaluation(str(tmp_path / "sts.tsv"), names=["text_a", "text_b", "score"])
+    with use_mesh(setup.mesh, setup.rules):
         params = jax.jit(setup.model.init)(jax.random.key(0))
-        found = HeldOut(setup, 1).evaluate(params)
+        found = HeldOut(setup, 1, sts=sts).evaluate(params)
     assert np.isfinite(found["loss"])
     texts = [{"input": text} for row in rows for text in row[:2]]
     vectors = np.array([r["embedding"] for r in embed_records(setup, params, texts)])

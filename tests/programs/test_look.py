@@ -178,7 +178,6 @@ def model_of(checkpoint, found=None):
     from t5x_lite.training.state import abstract_params
 
     with config.fresh():
-        config.register_all()
         config.parse([str(checkpoint.parent.parent / "config.gin")], root="infer")
         model = Model(config.evaluate("infer.model"))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
@@ -256,7 +255,6 @@ def test_the_commands_of_the_page(run, tmp_path, monkeypatch, capsys):
             with config.fresh():
                 if words[0] == "train":
                     arguments = cli.parse_args(words)
-                    config.register_all()
                     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
                     config.parse(arguments.gin_file, arguments.gin_bindings, root="train")
                     continue

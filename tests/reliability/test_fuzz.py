@@ -29,7 +29,6 @@ many = settings(
     deadline=20_000,  # ms: a hang is a failure
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-config.register_all()
 MEMORY = 1 << 30  # bytes that the process may grow while a test tries all its inputs
 
 

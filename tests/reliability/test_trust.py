@@ -12,7 +12,6 @@ from t5x_lite import config, gin_files
 from t5x_lite.errors import UserError
 
 PACKAGE = Path(config.__file__).parent
-config.register_all()
 CODE = "import sys\nsys.ran_foreign_code = True\n"
 
 

@@ -22,7 +22,6 @@ BINDINGS = [
 
 def parse(folder: Path, bindings: list[str] = BINDINGS) -> None:
     """Into the current configuration, which `config.fresh` ends."""
-    config.register_all()
     (folder / "a.txt").write_text("a text\n" * 50)
     file = folder / "tiny.gin"
     file.write_text(f'{tiny.GIN}TEXT = "{folder}/*.txt"\nMODEL_DIR = "{folder}/run"\n')

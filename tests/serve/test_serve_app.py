@@ -30,7 +30,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
     with config.fresh():
         serving.parse(folder)
-        name, service = build(str(serving.weights(folder)), settings := ServeConfig())
+        name, service = build(str(serving.weights(folder)), settings := config.call("ServeConfig"))
         service.warm_up()
         yield name, service, settings
         service.close()

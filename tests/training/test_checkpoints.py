@@ -22,6 +22,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from waiting import wait_until
 
+from t5x_lite import config
 from t5x_lite.errors import UserError
 from t5x_lite.training.checkpoints import (
     CheckpointConfig,
@@ -194,7 +195,8 @@ def test_periods_count_absolute_steps():
 def test_config_by_gin():
     gin.clear_config()
     gin.parse_config("t5x_lite.CheckpointConfig.period = 7")
-    assert CheckpointConfig(keep_every=2).period == 7
+    assert config.call("CheckpointConfig", keep_every=2).period == 7
+    assert CheckpointConfig(keep_every=2).period == CheckpointConfig().period != 7
     gin.clear_config()
 
 

@@ -10,6 +10,7 @@ import optax
 import optax.contrib
 import pytest
 
+from t5x_lite import config
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model, TransformerConfig
 from t5x_lite.training import adafactor, losses, muon, schedules
@@ -357,8 +358,9 @@ def test_configured_by_gin():
             t5x_lite.constant.rate = 0.25
             t5x_lite.AdamW.decay_patterns = ((r'.*', False),)
         """)
-        assert o.Adafactor().beta1 == 0.9
-        assert repr(o.AdamW().schedule) == "constant(rate=0.25, warmup_steps=0)"
-        assert o.AdamW().decay_patterns == ((".*", False),)
+        assert config.call("Adafactor").beta1 == 0.9
+        adamw = config.call("AdamW")
+        assert repr(adamw.schedule) == "constant(rate=0.25, warmup_steps=0)"
+        assert adamw.decay_patterns == ((".*", False),)
     finally:
         gin.clear_config()

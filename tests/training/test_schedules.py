@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t5x_lite import config
 from t5x_lite.errors import UserError
 from t5x_lite.training import schedules as s
 
@@ -133,6 +134,6 @@ def test_configured_by_gin():
     gin.clear_config()
     try:
         gin.parse_config("t5x_lite.linear.peak_rate = 0.5\nt5x_lite.linear.total_steps = 10")
-        assert s.linear()(5) == 0.25
+        assert config.call("t5x_lite.linear")(5) == 0.25
     finally:
         gin.clear_config()

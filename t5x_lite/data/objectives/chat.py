@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import gin
 import numpy as np
 
 from t5x_lite.data.chat import ChatTemplate, messages_of
@@ -16,7 +15,6 @@ from t5x_lite.errors import UserError, did_you_mean
 _log = logging.getLogger(__name__)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Chat:
     """Conversations for a decoder_only model; the loss is on answers and the end of each alone.
@@ -92,7 +90,6 @@ class Chat:
             )
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class LastAnswer:
     """A preprocessor of conversations for TextToText: the last answer from all before it.

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-import gin
 import numpy as np
 
 from t5x_lite.data.objectives.base import Example, Lengths, length_of, special_ids
@@ -32,7 +31,6 @@ class _Pairs:
         return np.concatenate([start, tokens])
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class DropoutPairs(_Pairs):
     """Unsupervised SimCSE (Gao et al., arXiv:2104.08821): a text is its own pair.
@@ -50,7 +48,6 @@ class DropoutPairs(_Pairs):
         return {"anchor": text, "positive": text}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class GivenPairs(_Pairs):
     """Supervised SimCSE (arXiv:2104.08821): records {"anchor": str, "positive": str}.

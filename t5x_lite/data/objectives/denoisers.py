@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 from typing import ClassVar, NamedTuple
 
-import gin
 import numpy as np
 
 from t5x_lite.data.objectives.base import (
@@ -70,7 +69,6 @@ UL2_DENOISERS = (
 )
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class UL2:
     """Each text is corrupted by one of seven denoisers; a mode token in front says which kind.

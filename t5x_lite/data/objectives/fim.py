@@ -3,7 +3,6 @@
 import dataclasses
 from typing import ClassVar
 
-import gin
 import numpy as np
 
 from t5x_lite.data.objectives.base import (
@@ -43,7 +42,6 @@ def undo_middle(tokens: np.ndarray, marks: np.ndarray) -> np.ndarray:
     return np.concatenate([tokens[1:suf], tokens[mid + 1 :], tokens[suf + 1 : mid]])
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class FillInTheMiddle:
     """Causal LM on documents of which a share has its middle moved behind its end.

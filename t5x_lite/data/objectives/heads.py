@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import gin
 import numpy as np
 
 from t5x_lite.data.objectives.base import Example, Lengths, length_of, special_ids
@@ -62,7 +61,6 @@ class _ForHead:
         return np.concatenate(pieces).astype(np.int32), types.astype(np.int32)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Classes(_ForHead):
     """A class, or a number, of one or more texts, for the head "classes".
@@ -97,7 +95,6 @@ class Classes(_ForHead):
         return {"inputs": inputs, "types": types, "label": tokens["label"]}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Tags(_ForHead):
     """A tag for each word, on the first token of each, for the head "tags".
@@ -133,7 +130,6 @@ class Tags(_ForHead):
         return {"inputs": inputs, "tags": tags}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Span(_ForHead):
     """Where a question's answer is in its context, for the head "span" (SQuAD).

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-import gin
 import numpy as np
 
 from t5x_lite.data.objectives.base import Example, Lengths, length_of
@@ -19,7 +18,6 @@ def random_prefix_mask(length: int, rng: np.random.Generator) -> np.ndarray:
     return np.arange(length) < prefix
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class CausalLM:
     """Every token from those before it; documents end with EOS and run on across examples."""
@@ -35,7 +33,6 @@ class CausalLM:
         return {"targets": np.asarray(tokens, np.int32)}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class PrefixLM:
     """T5's prefix LM: text of the inputs' length is cut at a random place; its rest is predicted.
@@ -65,7 +62,6 @@ class PrefixLM:
         return {"inputs": tokens[mask], "targets": tokens[~mask]}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class TextToText:
     """Supervised text to text: a record {"inputs": str, "targets": str} is one example.

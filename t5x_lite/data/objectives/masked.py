@@ -9,7 +9,6 @@ places and 0 in all others, so that `where(labels > 0, labels, inputs)` is the t
 import dataclasses
 from typing import Any, ClassVar
 
-import gin
 import numpy as np
 
 from t5x_lite.data.objectives.base import (
@@ -117,7 +116,6 @@ class _Masking:
         return {"inputs": inputs, "labels": labels}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class MaskedLM(_Masking):
     """BERT's masked LM (as RoBERTa has it, arXiv:1907.11692, over documents that end with EOS).
@@ -141,7 +139,6 @@ class MaskedLM(_Masking):
         return self._masked(tokens, maskable, rng, vocabulary, mask[0])
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class ReplacedTokens(MaskedLM):
     """What ELECTRA's generator reads: as `MaskedLM`, but every token chosen becomes the mask.
@@ -199,7 +196,6 @@ class _SentencePair(_Masking):
         return example | {"types": types, "pair_label": np.array([1 + label], np.int32)}
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class SentenceOrder(_SentencePair):
     """Masked LM, and ALBERT's question: are the two parts of the text in their order?
@@ -219,7 +215,6 @@ class SentenceOrder(_SentencePair):
         return self._pair(*((a, b) if in_order else (b, a)), in_order, rng, vocabulary)
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class NextSentence(_SentencePair):
     """Masked LM, and BERT's question: does the second part follow the first?

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import ClassVar
 
-import gin
 import numpy as np
 
 from t5x_lite.data.objectives.base import Example, Lengths, length_of
@@ -53,7 +52,6 @@ def target_mapping(labels: np.ndarray, predictions: int) -> np.ndarray:
     return mapping
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class PermutationLM:
     """Some tokens of a text, in a random order, from the others and from those before in the order.

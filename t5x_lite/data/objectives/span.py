@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from typing import ClassVar
 
-import gin
 import numpy as np
 
 from t5x_lite.data.objectives.base import Example, Lengths, length_of
@@ -145,7 +144,6 @@ def random_spans_helper(
     return tokens_length, targets
 
 
-@gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption:
     """T5's objective: random spans of the text become sentinels, the targets are the spans."""

@@ -6,10 +6,10 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-import gin
 import numpy as np
 
 from t5x_lite.errors import UserError
+from t5x_lite.registry import register
 
 Target = str | Sequence[str]
 Values = dict[str, float | str]
@@ -57,7 +57,7 @@ def metric(*uses: str, needs: str | None = None) -> Callable[[Callable], Any]:
             return function(targets, predictions, *args, **kwargs)
 
         vars(checked).update(uses=uses, needs=needs)
-        return gin.configurable(module="t5x_lite")(checked)
+        return register(checked)  # those of the table are known already
 
     return wrap
 

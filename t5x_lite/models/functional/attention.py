@@ -1,7 +1,7 @@
-"""Attention behind one function: the reference here, faster forms in files of their own.
+"""Attention behind one function: the reference is here, faster implementations in other files.
 
-A mask is described (segments, causal, prefix, window), and drawn as [B, 1, T, S] only by those
-implementations that need it; so is T5's bias (`RelativePositions`).
+A mask is described (segments, causal, prefix, window), and materialized as [B, 1, T, S] only by
+implementations that need the array; likewise T5's bias (`RelativePositions`).
 """
 
 from typing import TypeAlias
@@ -14,7 +14,7 @@ from t5x_lite.models.functional.masks import MASKED, SAVED, Mask
 from t5x_lite.models.functional.positions import RelativePositions
 
 IMPLEMENTATIONS = ("auto", "xla", "blockwise", "cudnn", "splash")
-LONG = 2048  # keys from which a drawn bias or score array is worth avoiding, at any price in time
+LONG = 2048  # from this many keys on, avoid materializing bias and scores even if that is slower
 
 
 Bias: TypeAlias = jax.Array | RelativePositions | None
@@ -42,23 +42,23 @@ def dot_product_attention(
     Args:
       q: [B, T, N, H].
       k, v: [B, S, K, H]; K divides N, and query head n reads key/value head n // (N / K).
-      mask: described, or drawn: bool, broadcastable to [B, N, T, S], True where a query may look.
+      mask: described, or bool, broadcastable to [B, N, T, S], True where a query may attend.
       bias: described, or float, broadcastable to [B, N, T, S]; added to the logits.
       scale: factor on the logits; T5 uses 1 (its initialiser makes up for it).
       logits_soft_cap: see `soft_cap`; applied before bias and mask.
-      keep_weights: dropout's factors [B, N, 1, S], 0 or 1 / (1 - rate): one draw for all queries.
+      keep_weights: dropout's factors [B, N, 1, S], 0 or 1 / (1 - rate): one sample for all queries.
       implementation: "xla" (the reference: scores are an array), "blockwise", "cudnn" or "splash";
-        see `choose`. All but "xla" want mask and bias described.
+        see `choose`. All but "xla" need mask and bias described.
 
     Returns:
-      [B, T, N, H] in q's dtype. Logits and softmax are float32. What a query sees that may look at
-      no key is finite and means nothing.
+      [B, T, N, H] in q's dtype. Logits and softmax are float32. The output of a query that may
+      attend to no key is finite and has no meaning.
     """
     if implementation == "xla":
         y = reference(q, k, v, mask, bias, scale, logits_soft_cap, keep_weights)
         return checkpoint_name(y, SAVED)
     if keep_weights is not None:
-        # The factor is the key's, not the query's: it may as well be the value's.
+        # The factor depends on the key, not on the query, so it can be applied to the value.
         v = jnp.repeat(v, q.shape[2] // v.shape[2], axis=2)
         k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
         v *= keep_weights[:, :, 0].swapaxes(1, 2)[..., None].astype(v.dtype)
@@ -75,7 +75,7 @@ def dot_product_attention(
 
 
 def reference(q, k, v, mask, bias, scale=1.0, logits_soft_cap=None, keep_weights=None) -> jax.Array:
-    """`dot_product_attention` in as few words as it takes."""
+    """The short reference of `dot_product_attention`."""
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     weights = softmax_weights(q, k, mask, bias, scale, logits_soft_cap)
     if keep_weights is not None:
@@ -85,7 +85,7 @@ def reference(q, k, v, mask, bias, scale=1.0, logits_soft_cap=None, keep_weights
 
 
 def softmax_weights(q, k, mask, bias, scale=1.0, logits_soft_cap=None) -> jax.Array:
-    """How much of each value every query gets, float32 [B, N, T, S]; as in `reference`."""
+    """Attention weights, float32 [B, N, T, S]; as in `reference`."""
     B, T, N, H = q.shape
     q = q.reshape(B, T, k.shape[2], -1, H)
     logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
@@ -93,9 +93,9 @@ def softmax_weights(q, k, mask, bias, scale=1.0, logits_soft_cap=None) -> jax.Ar
 
 
 def cached_attention(q, k, v, mask, bias, scale=1.0, logits_soft_cap=None) -> jax.Array:
-    """`reference` for keys and values as caches hold them, [B, K, S, H].
+    """`reference` for keys and values in the layout of KV caches, [B, K, S, H].
 
-    For a few queries: a head's keys lie together, and needn't be brought together at every step.
+    For a few queries: each head's keys are contiguous, so that no decoding step transposes them.
     """
     B, T, N, H = q.shape
     K = k.shape[1]
@@ -111,7 +111,7 @@ def _softmax(logits, mask, bias, scale, logits_soft_cap) -> jax.Array:
     B, K, G, T, S = logits.shape
     logits = soft_cap(logits * scale if scale != 1.0 else logits, logits_soft_cap)
     logits = logits.reshape(B, K * G, T, S)
-    mask, bias = drawn(mask, bias, T, S)
+    mask, bias = materialize(mask, bias, T, S)
     if bias is not None:
         logits += bias.astype(jnp.float32)
     if mask is not None:
@@ -119,10 +119,10 @@ def _softmax(logits, mask, bias, scale, logits_soft_cap) -> jax.Array:
     return jax.nn.softmax(logits, axis=-1)
 
 
-def drawn(mask: Mask | jax.Array | None, bias: Bias, T: int, S: int):
+def materialize(mask: Mask | jax.Array | None, bias: Bias, T: int, S: int):
     """Mask and bias as arrays [.., .., T, S], or None."""
     if isinstance(mask, Mask):
-        mask = mask.draw(T, S)
+        mask = mask.materialize(T, S)
     if isinstance(bias, RelativePositions):
         bias = bias.bias(T, S)[None]
     return mask, bias
@@ -151,8 +151,8 @@ def choose(
         no bias, whose gradient it computes slowly;
       on one CPU device the blockwise form, row by row: the scores stay in the processor's cache;
       anywhere else, and for inputs over 2,048 tokens, the blockwise form; else "xla".
-    Splash attention also wants whole rows, not stretches of them on each device.
-    A few queries, as in decoding, are always "xla": there is nothing to save.
+    Splash attention also needs whole rows on each device, not shards of them.
+    A few queries, as in decoding, always use "xla": there is nothing to save.
     """
     if queries < 8 or name == "xla":
         return "xla"
@@ -173,12 +173,12 @@ def choose(
 
 
 def _cudnn(q, k, v, mask, bias, scale) -> jax.Array:
-    """Flash attention of cuDNN; segments and prefixes cost it a drawn mask."""
+    """cuDNN's flash attention; for segments and prefixes the mask is materialized."""
     T, S = q.shape[1], k.shape[1]
     causal = False
     if isinstance(mask, Mask) and mask.causal and mask.q_prefix is None and T == S:
         causal, mask = True, mask.replace(causal=False)
-    mask, bias = drawn(mask, bias, T, S)
+    mask, bias = materialize(mask, bias, T, S)
     bias = None if bias is None else bias.astype(q.dtype)
     return jax.nn.dot_product_attention(
         q, k, v, bias, mask, scale=scale, is_causal=causal, implementation="cudnn"
@@ -195,7 +195,7 @@ def decoder_mask(segments: jax.Array, prefix: jax.Array | None = None) -> Mask:
 
     Args:
       segments: [B, T] segment ids, 0 = padding.
-      prefix: [B, T], nonzero where tokens see each other in both directions (prefix LM).
+      prefix: [B, T], nonzero where tokens attend to each other in both directions (prefix LM).
     """
     prefix = None if prefix is None else prefix > 0
     return Mask(segments, segments, prefix, prefix, causal=True)

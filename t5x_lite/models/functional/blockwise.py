@@ -1,6 +1,6 @@
-"""Attention block by block: no array of scores, of bias or of masks is ever whole.
+"""Blockwise attention: scores, bias and mask are never materialized as a whole.
 
-The softmax is computed online over blocks of keys, and the backward pass computes scores again
+The softmax is computed online over blocks of keys, and the backward pass recomputes the scores
 (https://arxiv.org/abs/2112.05682, https://arxiv.org/abs/2205.14135). Letters as everywhere; Q
 queries and C keys make a block, and within this file heads come before positions:
 q [B, K, G, T, H], k and v [B, K, S, H].
@@ -25,7 +25,7 @@ class Options(NamedTuple):
     cap: float | None
     q_block: int
     k_block: int
-    by_row: bool  # one row of the batch after the other
+    by_row: bool  # row by row of the batch
 
 
 def blockwise_attention(
@@ -42,8 +42,8 @@ def blockwise_attention(
 ) -> jax.Array:
     """See `dot_product_attention`; mask and bias are described or None.
 
-    ``by_row`` computes one row of the batch after the other: by default on one CPU device, where
-    a row's scores fit in the processor's cache.
+    ``by_row`` computes the batch row by row: the default on one CPU device, where a row's scores
+    fit in the processor's cache.
     """
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
@@ -84,14 +84,14 @@ def _attention_fwd(q, k, v, table, fixed, options):
         out, top, total = jax.lax.map(row, jnp.arange(q.shape[0]))
     else:
         out, top, total = _forward((q, k, v), table, fixed, options)
-    # Where these are kept by name, the backward pass needn't run the forward pass again.
+    # If remat keeps these by name, the backward pass doesn't repeat the forward pass.
     out, top, total = (checkpoint_name(x, SAVED) for x in (out, top, total))
     return out, (q, k, v, table, fixed, out, top, total)
 
 
 def _attention_bwd(options, residuals, dout):
     q, k, v, table, fixed, out, top, total = residuals
-    # A query's sum of weights times their gradients follows from its output.
+    # sum(weights * their gradients) of a query equals sum(output * its gradient).
     dot = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     arrays = (q, k, v, dout, dot, top, total)
     if options.by_row:
@@ -121,17 +121,17 @@ def _one_block(q, k, options: Options) -> bool:
 
 
 def _by_row(q, k, table, fixed, options: Options):
-    """A function of b: what ``fixed`` is for the b-th row.
+    """Returns a function of b that gives ``fixed`` for the b-th row.
 
-    If a row is one block, bias [N, T, S] and mask [B or 1, 1, T, S] are drawn before the loop: XLA
-    would draw them in it, an index computed and a mask compared for each score.
+    If a row is one block, bias [N, T, S] and mask [B or 1, 1, T, S] are materialized before the
+    loop: inside it XLA would compute an index and compare a mask for each score.
     """
     where, mask = fixed
     if not _one_block(q, k, options):
         return lambda b: (where, mask.row(b))
     T, S = q.shape[3], k.shape[2]
     bias = None if table is None else where.replace(table=table).bias(T, S)
-    bias, seen = jax.lax.optimization_barrier((bias, mask.draw(T, S)))
+    bias, seen = jax.lax.optimization_barrier((bias, mask.materialize(T, S)))
     if seen is None or len(seen) == 1:
         return lambda b: (bias, seen)
     return lambda b: (bias, jax.lax.dynamic_slice_in_dim(seen, b, 1, axis=0))
@@ -154,7 +154,7 @@ def _cut(x, i, size, axis):
 
 
 def _add(x, i, part, axis):
-    """x with ``part`` added at the i-th block of ``axis``."""
+    """Adds ``part`` to the i-th block of ``axis`` of x."""
     size = part.shape[axis]
     return jax.lax.dynamic_update_slice_in_dim(x, _cut(x, i, size, axis) + part, i * size, axis)
 
@@ -202,7 +202,7 @@ def _forward(arrays, table, fixed, options):
 
 
 def _range(mask: Mask, i, k, options: Options):
-    """The blocks of keys [first, last) that the i-th block of queries may see any of."""
+    """The range [first, last) of key blocks that the i-th query block may attend to."""
     first, last = 0, k.shape[2] // options.k_block
     start = mask.q_start + i * options.q_block
     if mask.causal and mask.q_prefix is None:
@@ -231,7 +231,7 @@ def _scores(q, k, table, fixed, i, j, options: Options):
         scores += bias.astype(jnp.float32).reshape(K, G, Q, C)
     seen = mask
     if isinstance(mask, Mask):
-        seen = mask.at(i * options.q_block, Q, j * options.k_block, C).draw(Q, C)
+        seen = mask.at(i * options.q_block, Q, j * options.k_block, C).materialize(Q, C)
     if seen is not None:
         seen = seen[:, :, None]
         scores = jnp.where(seen, scores, MASKED)
@@ -289,7 +289,7 @@ def _backward(arrays, table, fixed, options):
 
 
 def _block_gradients(q, k, v, dout, dot, top, total, table, fixed, i, j, options: Options):
-    """What one block adds to the gradients of its q, k, v and bias [N, Q, C]; float32."""
+    """One block's contribution to the gradients of q, k, v and bias [N, Q, C]; float32."""
     B, K, G, Q, H = q.shape
     scores, seen, slope = _scores(q, k, table, fixed, i, j, options)
     weights = jnp.exp(scores - top[..., None]) / total[..., None]
@@ -297,7 +297,7 @@ def _block_gradients(q, k, v, dout, dot, top, total, table, fixed, i, j, options
     dv = _over_queries(weights.astype(v.dtype).reshape(B, K, G * Q, -1), dout, options)
     dweights = _dot(dout, v, 3, 3).reshape(weights.shape)
     dscores = weights * (dweights - dot[..., None])
-    if seen is not None:  # a query that sees nothing has weights all the same
+    if seen is not None:  # a query without any key still has (uniform) weights
         dscores *= (top > MASKED)[..., None]
     dbias = None
     if table is not None:
@@ -315,7 +315,7 @@ def _over_queries(x, y, options: Options):
     """x [B, K, Q, C], y [B, K, Q, H] -> float32 [B, K, C, H], the sum over Q."""
     if not options.by_row:
         return _dot(x, y, 2, 2)
-    # A CPU takes half the time for the transposed product; XLA would undo that.
+    # On CPUs the transposed product takes half the time; the barrier keeps XLA from undoing it.
     return jax.lax.optimization_barrier(_dot(y, x, 2, 2)).swapaxes(2, 3)
 
 

@@ -1,7 +1,7 @@
-"""Attention where each device has a stretch of every row: the mesh axis ``context``.
+"""Context parallelism: attention with every row sharded over the mesh axis ``context``.
 
-Queries stay where they are; keys and values of the whole row are gathered, and their gradients
-reduced and scattered. A device never has more than its stretch's share of the scores.
+Queries stay on their device; keys and values of the whole row are all-gathered, and their
+gradients reduce-scattered. A device holds only its own queries' scores.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from t5x_lite.parallel.rules import active, divides, partition_spec, splits
 QUERIES = ("activation_batch", "activation_length", "activation_heads", "activation_kv")
 
 
-def stretches() -> int:
-    """In how many parts rows are cut here: 1 outside `use_mesh`, too."""
+def context_shards() -> int:
+    """The number of shards of each row; 1 outside `use_mesh`."""
     found = active()
     if found is None:
         return 1
@@ -38,12 +38,12 @@ def over_context(
     bias: RelativePositions | None,
     keep_weights: jax.Array | None,
 ) -> jax.Array:
-    """``attend(q, k, v, mask=, bias=, keep_weights=)`` of each device's queries and all keys.
+    """Calls ``attend(q, k, v, mask=, bias=, keep_weights=)`` with a device's queries and all keys.
 
-    Arguments as of `dot_product_attention`, mask and bias described. Rows that aren't cut, or
-    can't be (a few tokens to decode), are left to ``attend`` and XLA.
+    Arguments as in `dot_product_attention`; mask and bias are described. Rows that aren't sharded,
+    or can't be (a few tokens in decoding), are left to ``attend`` and XLA.
     """
-    if stretches() == 1:
+    if context_shards() == 1:
         return attend(q, k, v, mask=mask, bias=bias, keep_weights=keep_weights)
     mesh, rules = active()
     queries = partition_spec(QUERIES, rules, mesh)

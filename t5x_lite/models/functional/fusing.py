@@ -1,4 +1,4 @@
-"""Projections side by side in one matrix, and apart again.
+"""Joins projections into one matrix, and splits the result.
 
 Dimensions: K kv heads, which a mesh may split; G = N / K; H head_dim.
 """
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 def join_heads(parts: Sequence[Any], kv_heads: int, xp: ModuleType = jnp) -> Any:
     """[..., K * G * H], [..., K * H], ... -> [..., K * (G + 1 + ...) * H], kv head by kv head.
 
-    Not one whole part after the other: a device that has some of the kv heads then has all that
-    belongs to them, and the parts can be told apart without sending anything.
+    Interleaved by kv head rather than part after part: a device that holds some of the kv heads
+    holds all of their parts, and splitting needs no communication.
     """
     each = [part.reshape(*part.shape[:-1], kv_heads, -1) for part in parts]
     joined = xp.concatenate(each, axis=-1)
@@ -34,7 +34,7 @@ def split_heads(joined: Any, kv_heads: int, widths: Sequence[int]) -> list[Any]:
 
 
 def joined_init(inits: Sequence[Any], kv_heads: int, widths: Sequence[int]) -> Any:
-    """The initialiser of a matrix [in, sum(widths)] whose parts are drawn each by its own."""
+    """An initialiser of [in, sum(widths)] that uses a separate initialiser for each part."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         keys = jax.random.split(key, len(widths))
@@ -48,7 +48,7 @@ def joined_init(inits: Sequence[Any], kv_heads: int, widths: Sequence[int]) -> A
 
 
 def stacked_init(init: Any) -> Any:
-    """The initialiser of [in, parts, out] whose parts are drawn as matrices [in, out]."""
+    """An initialiser of [in, parts, out] that initialises each part as a matrix [in, out]."""
 
     def stacked(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         keys = jax.random.split(key, shape[1])

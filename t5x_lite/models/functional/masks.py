@@ -1,4 +1,4 @@
-"""Which keys a query may attend to: described, and drawn only where that is needed."""
+"""Which keys a query may attend to: described, and materialized only where that is needed."""
 
 import dataclasses
 
@@ -12,14 +12,14 @@ SAVED = "attention_output"  # its name in remat policies; each implementation na
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """Which keys a query may look at: all, but for what is set.
+    """Which keys a query may attend to: all keys, except as restricted by these fields.
 
-    q_segments, k_segments: int [B, T], [B, S], 0 = padding: keys of the query's own segment. With
-      k_segments alone: keys that are not 0.
-    q_prefix, k_prefix: bool [B, T], [B, S]: where both are True, ``causal`` doesn't count.
+    q_segments, k_segments: int [B, T], [B, S], 0 = padding: only keys of the query's own
+      segment. With k_segments alone: keys that are not 0.
+    q_prefix, k_prefix: bool [B, T], [B, S]: where both are True, ``causal`` doesn't apply.
     q_start: the index of the first query, where that of the first key is 0; may be traced.
-    causal: keys at or before the query.
-    window: keys less than so many places away; may be traced, as layers may differ.
+    causal: only keys at or before the query.
+    window: only keys less than this many positions away; may be traced, as layers may differ.
     """
 
     q_segments: jax.Array | None = None
@@ -42,7 +42,7 @@ class Mask:
         return self._map(cut, cut)
 
     def pad(self, queries: int, keys: int) -> "Mask":
-        """The mask with so many more queries and keys, which belong to no segment."""
+        """The mask padded by this many queries and keys, which belong to no segment."""
         more = lambda n: lambda x: jnp.pad(x, [(0, 0), (0, n)])  # noqa: E731
         return self._map(more(queries), more(keys))
 
@@ -60,7 +60,7 @@ class Mask:
             k_prefix=change(of_keys, self.k_prefix),
         )
 
-    def draw(self, queries: int, keys: int) -> jax.Array | None:
+    def materialize(self, queries: int, keys: int) -> jax.Array | None:
         """Bool [B or 1, 1, queries, keys], or None if every query sees every key."""
         seen = None
         distance = self.q_start + jnp.arange(queries)[:, None] - jnp.arange(keys)[None, :]

@@ -1,4 +1,4 @@
-"""Activations by name, and the product of them that makes an MLP gated."""
+"""Activations by name, and gated MLPs."""
 
 import functools
 import operator

@@ -1,4 +1,4 @@
-"""Mixture of experts: which tokens go where, and the experts' products, capacity-bound or dropless.
+"""Mixture of experts: routing, and the experts' products, with capacity or dropless.
 
 Letters: B rows, T positions, D embed, E experts, k experts per token, C capacity, F mlp, n tokens.
 """
@@ -17,9 +17,9 @@ Kernels = Sequence[jax.Array]  # [E, D, F] of each activation, then [E, F, D]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Routing:
-    """Each token's experts, the best first, and two losses over all tokens that aren't padding.
+    """Each token's experts, best first, and two losses over all tokens that aren't padding.
 
-    experts: int32 [B, T, k]; E, which is no expert, for padding.
+    experts: int32 [B, T, k]; E (no expert) for padding.
     weights: float32 [B, T, k]; 0 for padding.
     load_balance: E times the sum over experts of (share of choices) * (mean probability): 1 where
       all are used alike, E where one has everything (GShard, https://arxiv.org/abs/2006.16668;
@@ -36,8 +36,8 @@ class Routing:
 def route(x: jax.Array, kernel: jax.Array, valid: jax.Array, k: int, *, normalize: bool) -> Routing:
     """Chooses the ``k`` likeliest experts of each token of x [B, T, D] by kernel [D, E].
 
-    ``valid`` bool [B, T] is False for padding, which goes nowhere and counts nowhere. Everything
-    is float32. With ``normalize`` the chosen experts' weights sum to 1 (Mixtral).
+    ``valid`` bool [B, T] is False for padding, which is sent to no expert and enters no loss.
+    Everything is float32. With ``normalize`` the chosen experts' weights sum to 1 (Mixtral).
     """
     E = kernel.shape[1]
     logits = jnp.einsum(
@@ -62,15 +62,15 @@ def route(x: jax.Array, kernel: jax.Array, valid: jax.Array, k: int, *, normaliz
 
 
 def capacity(length: int, num_experts: int, k: int, factor: float) -> int:
-    """Places that each expert has for the tokens of one row: its even share times ``factor``."""
+    """Capacity of each expert for the tokens of one row: an even share times ``factor``."""
     return min(length, max(1, math.ceil(factor * k * length / num_experts)))
 
 
 def assign_slots(experts: jax.Array, num_experts: int, places: int) -> jax.Array:
     """experts int32 [T, k] of one row -> each choice's slot, int32 [T, k], in [0, E * places].
 
-    Places are given to all first choices in the order of the row, then to all second ones, ...;
-    who comes too late, like padding, has slot E * places: none.
+    Slots are assigned to all first choices in row order, then to all second choices, ...; choices
+    over the capacity, and padding, get slot E * places, which means none.
     """
     T, k = experts.shape
     queue = experts.T.reshape(-1)
@@ -82,7 +82,7 @@ def assign_slots(experts: jax.Array, num_experts: int, places: int) -> jax.Array
 
 
 def dispatch(x: jax.Array, slots: jax.Array, size: int) -> jax.Array:
-    """One row's tokens [T, D] at their slots [T, k]: [size, D], zeros in empty slots."""
+    """Puts one row's tokens [T, D] into their slots [T, k]: [size, D], zeros in empty slots."""
     T, k = slots.shape
     source = jnp.full((size,), T, jnp.int32)
     tokens = jnp.repeat(jnp.arange(T, dtype=jnp.int32), k)
@@ -91,7 +91,7 @@ def dispatch(x: jax.Array, slots: jax.Array, size: int) -> jax.Array:
 
 
 def combine(y: jax.Array, slots: jax.Array, weights: jax.Array) -> jax.Array:
-    """One row's outputs [size, D] back at their tokens: [T, D], weighted by weights [T, k]."""
+    """Puts one row's outputs [size, D] back to their tokens: [T, D], weighted by weights [T, k]."""
     at_token = jnp.take(y, slots, axis=0, mode="fill", fill_value=0)  # [T, k, D]
     return weighted_sum(at_token, weights)
 
@@ -111,13 +111,13 @@ def dropless(
 ) -> jax.Array:
     """The experts' weighted outputs [n, D] for tokens x [n, D], every choice served.
 
-    The n * k choices are sorted by expert, and each expert multiplies its stretch of rows
+    The n * k choices are sorted by expert, and each expert multiplies its range of rows
     (`jax.lax.ragged_dot`, a grouped kernel on TPU and GPU and a masked product on CPU).
 
     Args:
-      experts: int32 [n, k]; choices of none of the experts at hand give 0.
+      experts: int32 [n, k]; choices of experts other than these give 0.
       weights: float32 [n, k].
-      kernels: of the experts at hand, which are ``first``, ``first`` + 1, ...
+      kernels: of the experts ``first``, ``first`` + 1, ...
       activate: hidden arrays [rows, F] -> [rows, F].
     """
     n, k = experts.shape
@@ -126,7 +126,7 @@ def dropless(
     local = jnp.where((local >= 0) & (local < at_hand), local, at_hand)
     order = jnp.argsort(local, stable=True)
     sizes = jnp.bincount(local, length=at_hand + 1)[:at_hand].astype(jnp.int32)
-    # Rows behind the last group are nobody's: what a kernel leaves there must not get out.
+    # Rows behind the last group belong to no expert: mask whatever a kernel leaves there.
     served = (jnp.arange(n * k) < jnp.sum(sizes))[:, None]
     rows = jnp.where(served, jnp.take(x, order // k, axis=0), 0)
     *inner, outer = kernels
@@ -142,7 +142,7 @@ def every_expert(
     kernels: Kernels,
     activate: Callable[[list[jax.Array]], jax.Array],
 ) -> jax.Array:
-    """What `dropless` computes, by asking every expert about every token: the reference."""
+    """The reference of `dropless`: every expert computes every token."""
     *inner, outer = kernels
     hidden = activate([jnp.einsum("nD,EDF->EnF", x, kernel) for kernel in inner])
     y = jnp.einsum("EnF,EFD->EnD", hidden, outer)

@@ -1,4 +1,4 @@
-"""Where a token is: T5's relative position buckets and rotary embeddings."""
+"""Positions: T5's relative position buckets and rotary embeddings."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def relative_position_bucket(
     else:
         distance = jnp.maximum(distance, 0)
     exact = num_buckets // 2
-    # The epsilon is the golden one: without it, exact powers fall into the bucket below.
+    # T5X's epsilon: without it, exact powers of two round down a bucket.
     epsilon = np.finfo(np.float32).eps
     log_ratio = jnp.log(distance.astype(jnp.float32) / exact + epsilon)
     log_bucket = log_ratio / np.log(max_distance / exact) * (num_buckets - exact)
@@ -42,7 +42,7 @@ def relative_position_bucket(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RelativePositions:
-    """T5's attention bias, described: its table, and where queries and keys begin.
+    """T5's attention bias, described by its table and the first positions of queries and keys.
 
     Queries are at q_start, q_start + 1, ..., keys at k_start, ... (int32 scalars or ints).
     """
@@ -54,17 +54,17 @@ class RelativePositions:
     max_distance: int = dataclasses.field(metadata={"static": True})
 
     def at(self, q: jax.Array | int, k: jax.Array | int) -> "RelativePositions":
-        """The same bias, seen from the q-th query and the k-th key on."""
+        """The same bias from the q-th query and the k-th key on."""
         return self.replace(q_start=self.q_start + q, k_start=self.k_start + k)
 
     def replace(self, **changes) -> "RelativePositions":
         return dataclasses.replace(self, **changes)
 
     def bias(self, queries: int, keys: int) -> jax.Array:
-        """The bias [N, queries, keys] of the first so many."""
-        # It depends on the distance alone: one number for each of the T + S - 1 distances, laid
-        # out in rows that begin one further left each. So its gradient is a sum of shifted rows,
-        # not a scatter of T * S numbers into 32 buckets.
+        """Materializes the bias [N, queries, keys] of the first queries and keys."""
+        # It depends on the distance alone: one value for each of T + S - 1 distances, copied into
+        # rows that are shifted by one. So its gradient is a sum of shifted rows, not a scatter of
+        # T * S values into 32 buckets.
         first = self.k_start - self.q_start - (queries - 1)
         by_distance = self.table[:, self._buckets(first + jnp.arange(queries + keys - 1))]
         return shifted_rows(by_distance, queries)
@@ -82,7 +82,7 @@ def shifted_rows(x: jax.Array, rows: int) -> jax.Array:
     """x [..., rows + n - 1] -> y [..., rows, n] with y[..., i, j] = x[..., rows - 1 - i + j]."""
     length = x.shape[-1] + 1
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)])
-    # Rows of one number less than the period: each begins one further right in the copies of x.
+    # Each row is one shorter than the period, so that it starts one further right in x's copies.
     tiled = jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], rows, length))
     flat = tiled.reshape(*x.shape[:-1], rows * length)[..., : rows * (length - 1)]
     skewed = flat.reshape(*x.shape[:-1], rows, length - 1)  # row i begins at x[..., -i]
@@ -111,10 +111,10 @@ def relative_bias(
 
 
 def rotary_frequencies(half: int, theta: float, scaling: tuple | None = None) -> jax.Array:
-    """The angles that each of ``half`` pairs turns by from one position to the next, float32 [H/2].
+    """The rotation angle per position of each of ``half`` pairs, float32 [H/2].
 
     Args:
-      scaling: for texts longer than those of pretraining, one of
+      scaling: for texts longer than in pretraining, one of
         None;
         ("linear", factor): positions are divided by it (https://arxiv.org/abs/2306.15595);
         ("llama3", factor, low, high, length): so are those of pairs that turn less than ``low``

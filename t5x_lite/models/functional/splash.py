@@ -1,4 +1,4 @@
-"""Splash attention: the flash attention that jax ships for TPU, a Pallas kernel."""
+"""Splash attention: jax's flash attention for TPU, a Pallas kernel."""
 
 import functools
 
@@ -38,7 +38,7 @@ def splash_attention(
     if k_segments is not None and q_segments is None:  # keys that are not padding
         k_segments = (k_segments > 0).astype(jnp.int32)
         q_segments = jnp.ones(q.shape[:2], jnp.int32)
-    # The kernel has no factor on the logits.
+    # The kernel doesn't scale the logits.
     q = (q * scale).astype(q.dtype) if scale != 1.0 else q
 
     def local(q, k, v, *segments):
@@ -84,7 +84,7 @@ def _kernel(heads: int, queries: int, keys: int, causal: bool, cap: float | None
         block_q_dq=q,
         block_kv_dq=k,
     )
-    # The description of the mask's blocks is made of constants, also while jit is tracing.
+    # The mask's block description must be made of constants, also while jit is tracing.
     with jax.ensure_compile_time_eval():
         return kernels.make_splash_mha(
             mask=_mask(heads, queries, keys, causal),
@@ -92,7 +92,7 @@ def _kernel(heads: int, queries: int, keys: int, causal: bool, cap: float | None
             q_seq_shards=1,
             block_sizes=sizes,
             attn_logits_soft_cap=cap,
-            residual_checkpoint_name=SAVED,  # kept, the backward pass need not run it again
+            residual_checkpoint_name=SAVED,  # if kept, the backward pass doesn't repeat the kernel
             interpret=interpret,
         )
 

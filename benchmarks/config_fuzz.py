@@ -1,0 +1,117 @@
+"""Edits of config.json: what is opened here computes what transformers computes, or is refused.
+
+  TORCH_ENVIRONMENT/bin/python benchmarks/config_edits.py FOLDER [BASE ...]    # transformers' half
+  python benchmarks/config_fuzz.py FOLDER [BASE ...] [--json=FILE]             # this half: no torch
+
+Counts, for each base, the edits that are
+  equal       opened by both, with the same logits (within 5e-5 of the largest)
+  refused     refused here, opened there
+  both        refused by both
+  there       refused there only: a value that is read here, or that nothing here asks for
+  drawn       opened there with weights drawn at random, and refused here
+  differing   opened by both, with other logits, or here where transformers draws weights: the goal
+              is none
+and names each that differs, each exception that isn't a UserError, and with --refused the refusals.
+"""
+
+import argparse
+import collections
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from command import report
+
+import t5x_lite as tl
+from t5x_lite.errors import UserError
+from t5x_lite.interop import huggingface
+
+OUTCOMES = ("equal", "refused", "both", "there", "drawn", "differing")
+CLOSE = 5e-5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="what config_edits.py has written")
+    parser.add_argument("bases", nargs="*", help="some of its bases; none: all")
+    parser.add_argument("--refused", action="store_true", help="print what is refused here only")
+    parser.add_argument("--json", help="a file for the counts")
+    args = parser.parse_args()
+    bases = args.bases or sorted(p.parent.name for p in args.folder.glob("*/logits.npz"))
+    report((counted(args.folder / base, args.refused) for base in bases), table, args.json)
+
+
+def counted(folder: Path, refused: bool) -> dict:
+    """The outcomes of one base's edits."""
+    base = json.loads((folder / "base/config.json").read_text())
+    edits = json.loads((folder / "edits.json").read_text())
+    theirs = np.load(folder / "logits.npz")
+    compute = functools.cache(lambda config: logits(folder / "edit", config))
+    shapes = functools.cache(huggingface.shapes_of)
+    counts: collections.Counter = collections.Counter(dict.fromkeys(OUTCOMES, 0))
+    for i, edit in enumerate(edits):
+        what = " ".join([*(f"-{name}" for name in edit["drop"]), json.dumps(edit["set"])])[:150]
+        drop = set(edit["drop"]) - edit["set"].keys()
+        config = {k: v for k, v in (base | edit["set"]).items() if k not in drop}
+        (folder / "edit/config.json").write_text(json.dumps(config))
+        try:
+            read = huggingface.read(folder / "edit")
+            read.parameters(shapes(read.config))
+            found, said = compute(read.config), None
+        except UserError as error:
+            found, said = None, str(error).replace(str(folder), "")
+        outcome = judged(edit, found, theirs.get(f"e{i}"))
+        counts[outcome] += 1
+        if outcome == "differing" or (i == 0 and outcome != "equal"):
+            print(f"  {folder.name}: DIFFERING {what} {edit.get('drawn', '')}")
+        if refused and outcome in ("refused", "there"):
+            print(f"  {folder.name}: {outcome} {what}: {said or edit['refused']}")
+    return {"base": folder.name, "edits": len(edits), **counts}
+
+
+def judged(edit: dict, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
+    if ours is None:
+        return "both" if theirs is None else "drawn" if edit["drawn"] else "refused"
+    if theirs is None:
+        return "there"
+    same = ours.shape == theirs.shape and not edit["drawn"]
+    return (
+        "equal"
+        if same and np.abs(ours - theirs).max() < CLOSE * np.abs(theirs).max()
+        else "differing"
+    )
+
+
+def logits(folder: Path, config: tl.TransformerConfig) -> np.ndarray:
+    """What the folder's model computes here on the ids that config_edits.py drew."""
+    model, params, _ = tl.from_pretrained(folder, dtype="float32", scan_layers=False)
+    assert model.config == dataclasses.replace(config, dtype="float32", scan_layers=False)
+    rng = np.random.default_rng(3)
+    x, y = (jnp.asarray(rng.integers(8, 61, (2, size)), jnp.int32) for size in (15, 11))
+    batch = {"encoder_input_tokens": x}
+    if not model.config.has_encoder:
+        batch = {"decoder_input_tokens": x}
+    elif model.config.num_decoder_layers:
+        batch["decoder_input_tokens"] = y
+    if "decoder_input_tokens" in batch:
+        batch["decoder_target_tokens"] = jnp.ones_like(batch["decoder_input_tokens"])
+    with jax.disable_jit():
+        return np.asarray(model.apply(params, batch)[0])
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown, with the sums."""
+    rows = [*rows, {"base": "all"} | {k: sum(r[k] for r in rows) for k in ("edits", *OUTCOMES)}]
+    names = ("base", "edits", *OUTCOMES)
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    return "\n".join(lines + [f"| {' | '.join(str(r[k]) for k in names)} |" for r in rows])
+
+
+if __name__ == "__main__":
+    main()
