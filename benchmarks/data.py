@@ -26,7 +26,8 @@ VOCABULARY_SIZE, BATCH_SIZE = 8100, 64
 def prepare(folder: Path) -> None:
     """corpus/*.txt, 4 files with a document a line; vocabulary.model without sentinels."""
     from t5x_lite.data.sentencepiece_training import train_sentencepiece
-    from t5x_lite.data.sources import PythonLibrary, TextFiles
+    from t5x_lite.data.sources import PythonLibrary
+    from t5x_lite.data.text_files import TextFiles
 
     (folder / "corpus").mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
@@ -44,10 +45,11 @@ def prepare(folder: Path) -> None:
 
 
 def make_task(folder: Path, shape: str, cached: bool):
-    from t5x_lite.data.objectives import CausalLM, SpanCorruption
-    from t5x_lite.data.sources import CachedTokens, TextFiles
+    from t5x_lite.data.objectives.lm import CausalLM
+    from t5x_lite.data.objectives.span import SpanCorruption
     from t5x_lite.data.tasks import Task
-    from t5x_lite.data.token_cache import write_cache
+    from t5x_lite.data.text_files import TextFiles
+    from t5x_lite.data.token_cache import CachedTokens, write_cache
     from t5x_lite.data.vocabulary import SentencePieceVocabulary
 
     source = TextFiles(str(folder / "corpus" / "*.txt"))
@@ -90,7 +92,7 @@ def measure_memory(examples: int) -> dict:
     import psutil
 
     from t5x_lite.data.loader import BatchLoader
-    from t5x_lite.data.objectives import TextToText
+    from t5x_lite.data.objectives.lm import TextToText
     from t5x_lite.data.sources import FromFunction
     from t5x_lite.data.tasks import Task
     from t5x_lite.data.vocabulary import ByteVocabulary

@@ -48,7 +48,7 @@ def sizes(workload: str, tiny: bool) -> dict:
 
 
 def model_config(workload: str, tiny: bool):
-    from t5x_lite.models import TransformerConfig
+    from t5x_lite.models.config import TransformerConfig
 
     vocab = sizes(workload, tiny)["vocab"]
     if workload == "t5":
@@ -73,7 +73,7 @@ def make_weights(folder: Path, workload: str, tiny: bool) -> None:
     import jax
 
     from t5x_lite.interop.pretrained import save_pretrained
-    from t5x_lite.models import Model
+    from t5x_lite.models.model import Model
 
     model = Model(model_config(workload, tiny))
     save_pretrained(folder, model, jax.jit(model.init)(jax.random.key(0)))
@@ -112,7 +112,10 @@ def child(folder: str, workload: str, side: str, cases: list[str], args) -> dict
     """Measures t5x_lite in this process."""
     import numpy as np
 
-    from t5x_lite.inference.decoding import BeamSearch, Greedy, Lookup, generate
+    from t5x_lite.inference.beam import BeamSearch
+    from t5x_lite.inference.decoding import generate
+    from t5x_lite.inference.lookup import Lookup
+    from t5x_lite.inference.sampling import Greedy
     from t5x_lite.inference.weights import compress
     from t5x_lite.interop.pretrained import from_pretrained
 

@@ -57,7 +57,7 @@ def sizes(model: str, tiny: bool) -> dict:
 
 def workload(size: dict):
     """TransformerConfig, and lengths of the model's features."""
-    from t5x_lite.models import TransformerConfig
+    from t5x_lite.models.config import TransformerConfig
 
     common = {
         "vocab_size": size["vocab"], "embed_dim": size["width"], "num_heads": size["heads"],
@@ -114,8 +114,8 @@ def time_step(size: dict, steps: int, changes: dict) -> dict:
     import jax
     from step import features
 
-    from t5x_lite.models import Model
     from t5x_lite.models.flops import train_flops
+    from t5x_lite.models.model import Model
     from t5x_lite.parallel.mesh import make_mesh
     from t5x_lite.parallel.rules import logical_rules
     from t5x_lite.training.optimizers import AdamW

@@ -30,7 +30,7 @@ PROCESS_START = time.time()
 
 def workload(name: str, tiny: bool):
     """TransformerConfig, rows, and lengths of the model's features."""
-    from t5x_lite.models import TransformerConfig
+    from t5x_lite.models.config import TransformerConfig
 
     size = {"vocab_size": 32128, "embed_dim": 512, "mlp_dim": 1024, "num_decoder_layers": 8}
     lengths = {"encoder_input_tokens": 512, "decoder_target_tokens": 114}
@@ -69,8 +69,8 @@ def child(name: str, steps: int, tiny: bool, changes: dict) -> dict:
 
     import jax
 
-    from t5x_lite.models import Model
     from t5x_lite.models.flops import train_flops
+    from t5x_lite.models.model import Model
     from t5x_lite.parallel.mesh import make_mesh
     from t5x_lite.parallel.rules import logical_rules
     from t5x_lite.training.background_compile import BackgroundCompile

@@ -47,7 +47,7 @@ CASES = {
 
 def build(case: str, changes: dict, layers: int | None, topology: str | None):
     """(run, topology) of a case."""
-    from t5x_lite.models import TransformerConfig
+    from t5x_lite.models.config import TransformerConfig
     from t5x_lite.parallel.mesh import MeshConfig
     from t5x_lite.planning import topologies
     from t5x_lite.planning.compile import Run, stand_in_task

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 
 import t5x_lite as tl
-from t5x_lite.models import Model, TransformerConfig, stack_layers
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.model import Model
+from t5x_lite.models.transformer import stack_layers
 
 FOLDER = Path(__file__).parent / "golden"
 

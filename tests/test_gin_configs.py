@@ -5,7 +5,7 @@ import pytest
 
 import t5x_lite as tl
 from t5x_lite import config, gin_files
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.training import checkpoint_layout as layout
 from t5x_lite.training.trainable import Trainable
 

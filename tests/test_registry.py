@@ -19,7 +19,7 @@ import tiny
 import t5x_lite as tl
 from t5x_lite import config, config_checks, implied, registry, signatures
 from t5x_lite.data.chat import ChatTemplate
-from t5x_lite.data.objectives import Chat, LastAnswer
+from t5x_lite.data.objectives.chat import Chat, LastAnswer
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.harness import Judge
 from t5x_lite.evaluation.predictions import TextEvaluation

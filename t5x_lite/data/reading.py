@@ -19,7 +19,7 @@ import numpy as np
 
 from t5x_lite.data.chat import ChatTemplate
 from t5x_lite.data.features import Lengths, Row, model_features, pad_example
-from t5x_lite.data.objectives import Chat, LastAnswer
+from t5x_lite.data.objectives.chat import Chat, LastAnswer
 from t5x_lite.errors import UserError, did_you_mean
 
 ATTENTION = ("encoder", "bidirectional", "causal")

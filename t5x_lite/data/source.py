@@ -10,6 +10,8 @@ import numpy as np
 
 from t5x_lite.errors import UserError, did_you_mean
 
+UNLABELLED = "<unk>"  # T5's target where the label is -1, as in test splits
+
 Record = dict[str, Any]
 
 

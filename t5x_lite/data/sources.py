@@ -1,15 +1,13 @@
-"""Every source.
+"""Sources in memory and Python's own library. Other sources are in:
 
-Defined here: Python's own library, lists, functions. Beside it:
-
-  text_files.py    TextFiles, ParallelFiles
-  tables.py        JsonLines, Delimited (CSV, TSV)
-  parquet.py       Parquet
-  record_files.py  ArrayRecords, TfRecords
-  tfds_source.py   Tfds
-  hub_source.py    HuggingFace
-  token_cache.py   CachedTokens
-  open_files.py    open_files: any of the files above, by their names
+text_files.py    TextFiles, ParallelFiles
+tables.py        JsonLines, Delimited (CSV, TSV)
+parquet.py       Parquet
+record_files.py  ArrayRecords, TfRecords
+tfds_source.py   Tfds
+hub_source.py    HuggingFace
+token_cache.py   CachedTokens
+open_files.py    open_files: any of the files above, by their names
 """
 
 import functools
@@ -24,36 +22,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from t5x_lite.data.hub_source import HuggingFace
-from t5x_lite.data.open_files import open_files
-from t5x_lite.data.parquet import Parquet
-from t5x_lite.data.record_files import ArrayRecords, TfRecords
 from t5x_lite.data.source import HashSplit, Index, Record, Source, Subset, digest, hash64
-from t5x_lite.data.tables import Delimited, JsonLines
-from t5x_lite.data.text_files import ParallelFiles, TextFiles
-from t5x_lite.data.tfds_source import Tfds
-from t5x_lite.data.token_cache import CachedTokens
 from t5x_lite.errors import UserError
-
-__all__ = [
-    "ArrayRecords",
-    "CachedTokens",
-    "Delimited",
-    "FromFunction",
-    "HuggingFace",
-    "InMemory",
-    "JsonLines",
-    "ParallelFiles",
-    "Parquet",
-    "PythonLibrary",
-    "Record",
-    "Source",
-    "Subset",
-    "TextFiles",
-    "TfRecords",
-    "Tfds",
-    "open_files",
-]
 
 
 class PythonLibrary(HashSplit):

@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 
 from t5x_lite.data.features import NextFitPacker, Row, pad_example
-from t5x_lite.data.objectives import split_documents
+from t5x_lite.data.objectives.base import split_documents
 from t5x_lite.data.randomness import generator_at
 from t5x_lite.data.source import hash64
 from t5x_lite.data.tasks import Task

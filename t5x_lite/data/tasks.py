@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from t5x_lite.data.objectives import Objective, finish_example
+from t5x_lite.data.objectives.base import Objective, finish_example
 from t5x_lite.data.preprocessors import Fields
 from t5x_lite.data.reading import Reading, objective_reading
 from t5x_lite.data.source import Record, Source, digest

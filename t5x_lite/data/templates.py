@@ -18,10 +18,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from t5x_lite.data.source import Record
+from t5x_lite.data.source import UNLABELLED, Record
 from t5x_lite.errors import UserError, did_you_mean
-
-UNLABELLED = "<unk>"  # T5's target where the label is -1, as in test splits
 
 # ---------------------------------------------------------------------------------- preprocessors
 

@@ -18,9 +18,10 @@ from t5x_lite.data.chat_jinja import CUT, MARK
 from t5x_lite.data.reading import Reading, default_reading
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import UserError
-from t5x_lite.inference.decoding import Greedy, Sample, generate
+from t5x_lite.inference.decoding import generate
 from t5x_lite.inference.prefill import START_ID
-from t5x_lite.models import Model
+from t5x_lite.inference.sampling import Greedy, Sample
+from t5x_lite.models.model import Model
 
 _NARROWEST = 32  # tokens; widths are this times powers of two, so that few are compiled
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from t5x_lite.data.objectives import Classes, Example, Span, Tags
-from t5x_lite.data.objectives.heads import located
+from t5x_lite.data.objectives.base import Example
+from t5x_lite.data.objectives.heads import Classes, Span, Tags, located
 from t5x_lite.data.source import Record
 
 Row = dict[str, Any]

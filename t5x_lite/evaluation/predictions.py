@@ -31,10 +31,11 @@ from t5x_lite.data.streams import TaskReader
 from t5x_lite.data.tasks import Task
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import heads
-from t5x_lite.inference.decoding import Greedy, Method, generate, given_prompts
+from t5x_lite.inference.decoding import Method, generate, given_prompts
+from t5x_lite.inference.sampling import Greedy
 from t5x_lite.inference.scoring import log_likelihood
-from t5x_lite.models import Model
 from t5x_lite.models.heads import LOGITS
+from t5x_lite.models.model import Model
 
 Row = dict[str, Any]
 _FIELD_LENGTH = 40  # characters of a text that may be sliced by

@@ -12,11 +12,10 @@ from typing import Any, cast
 
 from etils import epath
 
+from t5x_lite.data.source import UNLABELLED
 from t5x_lite.data.tasks import Task
-from t5x_lite.data.templates import UNLABELLED
 from t5x_lite.errors import UserError, did_you_mean
-from t5x_lite.evaluation.metrics import bootstrap
-from t5x_lite.evaluation.metrics.base import EXTRAS
+from t5x_lite.evaluation.metrics.base import EXTRAS, bootstrap
 from t5x_lite.evaluation.predictions import Row, needs_predictions
 from t5x_lite.lines import split_lines
 

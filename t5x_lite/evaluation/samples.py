@@ -8,8 +8,9 @@ import numpy as np
 
 from t5x_lite.data.loader import eval_batches
 from t5x_lite.data.tasks import Mixture, Task
-from t5x_lite.inference.decoding import Greedy, Method, generate, given_prompts
-from t5x_lite.models import Model
+from t5x_lite.inference.decoding import Method, generate, given_prompts
+from t5x_lite.inference.sampling import Greedy
+from t5x_lite.models.model import Model
 
 
 def predict_samples(

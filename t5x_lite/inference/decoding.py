@@ -12,21 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.errors import UserError
-from t5x_lite.inference.beam import BeamSearch
-from t5x_lite.inference.lookup import Lookup
 from t5x_lite.inference.prefill import PAD_ID, Start, eos_ids_of, prefill
-from t5x_lite.inference.sampling import Greedy, Sample
-
-__all__ = [
-    "BeamSearch",
-    "Decoded",
-    "Greedy",
-    "Lookup",
-    "Method",
-    "Sample",
-    "generate",
-    "given_prompts",
-]
+from t5x_lite.inference.sampling import Greedy
 
 
 class Decoded(NamedTuple):
@@ -64,7 +51,7 @@ def generate(
 
     Args:
       model: has start_decoding, decode, for_steps, rewind and map_cache (see
-        `t5x_lite.models.Model`), and is hashable.
+        `t5x_lite.models.model.Model`), and is hashable.
       params: of the model, perhaps `weights.compressed`.
       batch: `encoder_input_tokens` [B, length] int32 for an encoder-decoder; for a decoder-only
         model any array of B rows, or {} beside prompts.

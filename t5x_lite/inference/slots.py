@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from t5x_lite.inference.prefill import is_any_of, left_pad
 from t5x_lite.inference.sampling import COLDEST, MASKED, most_probable
 from t5x_lite.inference.weights import expanded
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.models.transformer import decoder_for_steps, unstack_layers
 from t5x_lite.parallel.platform import platform
 from t5x_lite.parallel.rules import active

@@ -9,7 +9,7 @@ from t5x_lite.interop.family import ACTIVATION_NAMES, ACTIVATIONS, Family, first
 from t5x_lite.interop.fields import Fields
 from t5x_lite.interop.tensors import Tensors
 from t5x_lite.interop.weight_maps import Rule
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 
 # The class for a model with these heads, and what says that a file has a head.
 CLASSES = {

@@ -7,7 +7,7 @@ from typing import Any
 from t5x_lite.interop.fields import Fields
 from t5x_lite.interop.tensors import Tensors
 from t5x_lite.interop.weight_maps import Rule
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 
 # Their names of activations (transformers.activations.ACT2FN) -> ours. "gelu" is the error
 # function's there, the tanh form here. All others there are other functions: none may be taken for

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.interop.tensors import Index, Tensor, Tensors, whole
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.functional.fusing import join_heads, split_heads
 from t5x_lite.training import checkpoint_layout as layout
 

@@ -10,7 +10,7 @@ from t5x_lite.interop.family import ACTIVATIONS, Family, first_obstacle
 from t5x_lite.interop.fields import Fields
 from t5x_lite.interop.llama import FULL, LOCAL, NORMS, rules, sizes
 from t5x_lite.interop.weight_maps import Rule
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 
 _NORMS = (
     ("pre_self_attention_layer_norm", "input_layernorm"),

@@ -23,7 +23,8 @@ from t5x_lite.interop.t5 import T5
 from t5x_lite.interop.tensors import Tensor, Tensors, equal, require_finite
 from t5x_lite.interop.weight_maps import Shape, as_parameters, their_shapes, their_tensors
 from t5x_lite.interop.xlnet import XLNet
-from t5x_lite.models import Model, TransformerConfig
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.model import Model
 from t5x_lite.training.checkpoint_layout import by_name
 
 FAMILIES: tuple[Family, ...] = (T5(), Llama(), Gpt2(), Gemma(), Bert(), XLNet())

@@ -9,7 +9,7 @@ from t5x_lite.interop import rope
 from t5x_lite.interop.family import ACTIVATIONS, Family, first_obstacle
 from t5x_lite.interop.fields import Fields
 from t5x_lite.interop.weight_maps import Rule
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 
 _ATTENTION = (
     ("self_attention/query", "self_attn.q_proj"),

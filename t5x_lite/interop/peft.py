@@ -15,7 +15,8 @@ from t5x_lite.errors import UserError
 from t5x_lite.interop import fusing, huggingface, runs
 from t5x_lite.interop.safetensors_files import SINGLE, Writer
 from t5x_lite.interop.tensors import Tensor
-from t5x_lite.models import TransformerConfig, adapters
+from t5x_lite.models import adapters
+from t5x_lite.models.config import TransformerConfig
 from t5x_lite.training import checkpoint_layout as layout
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

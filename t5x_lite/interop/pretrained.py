@@ -27,7 +27,9 @@ from t5x_lite.interop import (
 )
 from t5x_lite.interop.tensors import Tensor, cast, finite, whole
 from t5x_lite.interop.weight_maps import Shape
-from t5x_lite.models import Model, TransformerConfig, adapters
+from t5x_lite.models import adapters
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.rules import MeshAxes
 from t5x_lite.training import checkpoint_layout as layout
 from t5x_lite.training import checkpoints

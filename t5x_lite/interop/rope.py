@@ -5,7 +5,7 @@ from typing import Any
 
 from t5x_lite.errors import UserError
 from t5x_lite.interop.fields import Fields
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 
 _LLAMA3 = (
     "factor",

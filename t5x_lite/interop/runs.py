@@ -23,7 +23,8 @@ from t5x_lite.errors import UserError
 from t5x_lite.interop import fusing, tokenizer_files
 from t5x_lite.interop.tensors import Index, Tensor, cast
 from t5x_lite.interop.weight_maps import Shape
-from t5x_lite.models import TransformerConfig, adapters
+from t5x_lite.models import adapters
+from t5x_lite.models.config import TransformerConfig
 from t5x_lite.training import checkpoint_layout as layout
 from t5x_lite.training import verification
 

@@ -15,7 +15,8 @@ from t5x_lite.errors import UserError
 from t5x_lite.interop import tokenizer_files
 from t5x_lite.interop.safetensors_files import read_json
 from t5x_lite.interop.tensors import Index, Tensor, whole
-from t5x_lite.models import Model, TransformerConfig
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.rules import is_axis_names
 
 log = logging.getLogger(__name__)

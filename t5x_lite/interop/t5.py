@@ -8,7 +8,7 @@ from t5x_lite.interop.family import ACTIVATION_NAMES, ACTIVATIONS, Family, first
 from t5x_lite.interop.fields import Fields
 from t5x_lite.interop.tensors import Tensors, equal
 from t5x_lite.interop.weight_maps import Rule
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 
 TABLE, HEAD = "shared.weight", "lm_head.weight"
 _GATED = "gated-"

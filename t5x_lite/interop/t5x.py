@@ -24,7 +24,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.interop.safetensors_files import read_json
 from t5x_lite.interop.tensors import Index, Tensor
 from t5x_lite.interop.weight_maps import Rule, Shape, as_parameters, unrolled_shapes
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 
 MAX_MSGPACK_BYTES = 2**31
 _STEP = re.compile(r"checkpoint_(\d+)")

@@ -13,7 +13,7 @@ from t5x_lite.data.vocabulary import ByteVocabulary, SentencePieceVocabulary, Vo
 from t5x_lite.errors import UserError
 from t5x_lite.interop.safetensors_files import read_json
 from t5x_lite.interop.sentencepiece_json import template, tokenizer_json
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 
 log = logging.getLogger(__name__)
 

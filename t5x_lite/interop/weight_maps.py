@@ -22,7 +22,7 @@ from t5x_lite.interop.tensors import (
     flattened,
     whole,
 )
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 
 Shape = tuple[int, ...]
 _LAYER = re.compile(r"\blayers_(\d+)/")

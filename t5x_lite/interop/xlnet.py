@@ -6,7 +6,7 @@ from typing import Any
 from t5x_lite.interop.family import ACTIVATION_NAMES, ACTIVATIONS, Family, first_obstacle
 from t5x_lite.interop.fields import Fields
 from t5x_lite.interop.weight_maps import Rule
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 
 
 class XLNet(Family):

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.flops import train_flops
 from t5x_lite.parallel.mesh import fsdp_axes
 from t5x_lite.training.setup import Setup

@@ -8,10 +8,9 @@ import jax
 
 from t5x_lite.models.flops import train_flops
 from t5x_lite.planning import analytic
-from t5x_lite.planning.report import gib
 from t5x_lite.training.setup import Setup
 from t5x_lite.training.state import TrainState
-from t5x_lite.training.trackers import short
+from t5x_lite.units import gib, short
 
 
 def predicted_and_measured(

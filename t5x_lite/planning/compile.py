@@ -20,12 +20,15 @@ from typing import Any
 
 import jax
 
-from t5x_lite.data.objectives import CausalLM, MaskedLM, SpanCorruption
+from t5x_lite.data.objectives.lm import CausalLM
+from t5x_lite.data.objectives.masked import MaskedLM
+from t5x_lite.data.objectives.span import SpanCorruption
 from t5x_lite.data.sources import InMemory
 from t5x_lite.data.tasks import Task
 from t5x_lite.data.vocabulary import ByteVocabulary
 from t5x_lite.errors import UserError
-from t5x_lite.models import Model, TransformerConfig
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import Rules, use_mesh
 from t5x_lite.planning import analytic, hlo, roofline, traffic

@@ -5,6 +5,7 @@ from typing import Any
 
 from t5x_lite.page import COLOURS, document, escape, table
 from t5x_lite.planning import report
+from t5x_lite.units import gib
 
 
 def render(result: dict[str, Any]) -> str:
@@ -42,7 +43,7 @@ def _memory_bar(plan: dict[str, Any]) -> str:
         share = memory.get(name, 0) / scale
         bars.append(f"<div style='width:{share:.2%};background:{colour}'></div>")
         keys.append(f"<span class=key style='background:{colour}'></span>{label}")
-    share = f"{memory['total'] / memory['limit']:.1%} of {report.gib(memory['limit'])}"
+    share = f"{memory['total'] / memory['limit']:.1%} of {gib(memory['limit'])}"
     verdict = share if plan["fits"] else f"<b class='bad'>{share}: doesn't fit</b>"
     return f"<div class='bar'>{''.join(bars)}</div><p>{' '.join(keys)}<br>{verdict}</p>"
 
@@ -72,7 +73,7 @@ def _chart(plans: Sequence[dict[str, Any]]) -> str:
     marks = []
     for p in points:
         colour = COLOURS[0] if p["fits"] else "none"
-        title = f"{p['layout']['text']}, remat {p['remat']}, {report.gib(p['memory']['total'])}"
+        title = f"{p['layout']['text']}, remat {p['remat']}, {gib(p['memory']['total'])}"
         across, up = x(p["memory"]["total"]), y(p["tokens_per_second"])
         marks.append(
             f"<circle cx='{across:.1f}' cy='{up:.1f}' r='5' "
@@ -85,7 +86,7 @@ def _chart(plans: Sequence[dict[str, Any]]) -> str:
     axes = (
         f"<path d='M{edge} 10V{height - edge}H{width}' fill='none' stroke='currentColor'/>"
         f"<text x='{width / 2}' y='{height - 15}' fill='currentColor'>memory per chip; dashed: "
-        f"{report.gib(limit)}</text><text x='{edge + 6}' y='20' fill='currentColor'>"
+        f"{gib(limit)}</text><text x='{edge + 6}' y='20' fill='currentColor'>"
         f"tokens/s (up to {max(speeds):,.0f})</text>"
     )
     return (

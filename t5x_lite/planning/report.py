@@ -10,9 +10,8 @@ from t5x_lite.planning.compile import Run, versions
 from t5x_lite.planning.topologies import Topology
 from t5x_lite.training.setup import Setup
 from t5x_lite.training.state import TrainState
-from t5x_lite.training.trackers import short
+from t5x_lite.units import gib, seconds, short
 
-GiB = 2.0**30
 Row = tuple[str, str]
 _ROOT = f"{Path(__file__).parents[2]}/"
 MEMORY = (
@@ -91,16 +90,6 @@ def make(
         "price": price,
         **roofline.budget(times["as_compiled"], run.total_steps, topology.chips, price),
     }
-
-
-def gib(bytes_: float) -> str:
-    """Bytes as text with two decimals, in the largest unit that is at most the value."""
-    return f"{bytes_ / GiB:,.2f} GiB" if bytes_ >= GiB / 10 else f"{bytes_ / 2**20:,.2f} MiB"
-
-
-def seconds(value: float) -> str:
-    """Seconds as text with three digits, in s or ms."""
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
 def total(plan: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from t5x_lite.planning import report, topologies, workers
 from t5x_lite.planning.compile import Run
 from t5x_lite.planning.layouts import Layout
 from t5x_lite.planning.topologies import Topology
+from t5x_lite.units import gib, seconds
 
 HEADROOM = 2.0  # compile layouts whose estimated memory is at most twice the chip's
 READING = 0.75  # share of the time budget for this; the rest is for compiling the best fully
@@ -239,9 +240,9 @@ def best_gin(plan: dict[str, Any], args: argparse.Namespace) -> str:
     used = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
         f"# The fastest layout that `t5x_lite plan --search` found for {recipe}",
-        f"# on {plan['topology']}: {report.gib(plan['memory']['total'])} of "
-        f"{report.gib(plan['memory']['limit'])} a chip, at best "
-        f"{report.seconds(plan['time']['as_compiled'])} a step, MFU {plan['mfu']:.1%} ({used}).",
+        f"# on {plan['topology']}: {gib(plan['memory']['total'])} of "
+        f"{gib(plan['memory']['limit'])} a chip, at best "
+        f"{seconds(plan['time']['as_compiled'])} a step, MFU {plan['mfu']:.1%} ({used}).",
         "# Give it behind the recipe: --gin_file=RECIPE --gin_file=THIS",
         "train.mesh = @MeshConfig()",
     ]

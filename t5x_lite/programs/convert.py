@@ -14,7 +14,7 @@ from t5x_lite.interop import huggingface, pretrained, tokenizer_files
 from t5x_lite.interop.pretrained import Source
 from t5x_lite.interop.swapped_rows import AS_THEY_ARE
 from t5x_lite.interop.weight_maps import Shape
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 
 _MODEL = "train.model"
 

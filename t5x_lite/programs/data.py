@@ -78,7 +78,7 @@ def _given(name: str, kind) -> Any:
 
 
 def _architecture(features: tuple[str, ...]) -> str:
-    from t5x_lite.models import TransformerConfig
+    from t5x_lite.models.config import TransformerConfig
 
     if (model := _given("model", TransformerConfig)) is not None:
         return model.architecture

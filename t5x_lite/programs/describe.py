@@ -10,13 +10,13 @@ import jax
 from t5x_lite import config
 from t5x_lite.parallel import distributed
 from t5x_lite.planning import analytic
-from t5x_lite.planning.report import gib
 from t5x_lite.training import state as state_lib
 from t5x_lite.training.goodput import shares
 from t5x_lite.training.setup import Setup
 from t5x_lite.training.telemetry import peak_flops
-from t5x_lite.training.trackers import duration, read_json_lines, short
+from t5x_lite.training.trackers import read_json_lines
 from t5x_lite.training.trainable import part
+from t5x_lite.units import duration, gib, short
 
 
 def derived_numbers(

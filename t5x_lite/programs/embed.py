@@ -8,11 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5x_lite.data.task_data import task_data
 from t5x_lite.errors import UserError
-from t5x_lite.evaluation.metrics import sts_correlation
 from t5x_lite.evaluation.predictions import whole
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.training.setup import Setup
 
@@ -91,6 +89,8 @@ class StsEvaluation:
 
     @functools.cached_property
     def _rows(self) -> list[tuple[str, str, float]]:
+        from t5x_lite.data.task_data import task_data
+
         source = task_data(
             None, self.table, None, self.names, None, None, held_out=0.0, document="line"
         )
@@ -119,5 +119,7 @@ class StsEvaluation:
         texts = [{"input": text} for row in self._rows for text in row[:2]]
         found = np.array([r["embedding"] for r in embedder(setup, params, pooling)(texts)])
         scores = [score for *_, score in self._rows]
+        from t5x_lite.evaluation.metrics.correlation import sts_correlation
+
         correlations = sts_correlation(scores, found[::2], found[1::2])
         return {f"sts/{name}": float(value) for name, value in correlations.items()}

@@ -19,7 +19,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluation.error_page import write_error_page
 from t5x_lite.evaluation.predictions import TextEvaluation
 from t5x_lite.evaluation.results import best_step, folder_of, read_all, write
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig

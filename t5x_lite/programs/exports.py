@@ -14,10 +14,8 @@ from typing import IO, Any
 from t5x_lite import evidence, parent
 from t5x_lite.data.reading import Reading
 from t5x_lite.errors import UserError
-from t5x_lite.interop import huggingface
-from t5x_lite.interop.origin import require_exportable
 from t5x_lite.lines import split_lines
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.training.checkpoints import CheckpointConfig, Checkpoints
 
@@ -64,6 +62,9 @@ class ExportingCheckpoints(Checkpoints):
                 f"CheckpointConfig.export_every needs a model_dir on a local disk, found "
                 f"{model_dir}: export with `t5x_lite convert` instead."
             )
+        from t5x_lite.interop import huggingface
+        from t5x_lite.interop.origin import require_exportable
+
         huggingface.family_for(model)
         if reading is not None:
             require_exportable(reading.attention, "this run")

@@ -21,7 +21,7 @@ from etils import epath
 
 from t5x_lite import config, run_vocabulary
 from t5x_lite.errors import UserError
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 from t5x_lite.training.setup import Setup
 
 # These change how a model is computed, not what is computed.

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from t5x_lite.data.objectives import Classes, Tags
-from t5x_lite.data.objectives.heads import labels_of
+from t5x_lite.data.objectives.heads import Classes, Tags, labels_of
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.predictions import Predictor
 from t5x_lite.parallel.rules import use_mesh

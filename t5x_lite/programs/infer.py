@@ -14,15 +14,16 @@ import numpy as np
 
 from t5x_lite import config
 from t5x_lite.data.chat import ChatTemplate, check_messages
-from t5x_lite.data.objectives import Chat, LastAnswer
+from t5x_lite.data.objectives.chat import Chat, LastAnswer
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.heads import OBJECTIVES
-from t5x_lite.inference.decoding import Greedy, Method, generate
+from t5x_lite.inference.decoding import Method, generate
+from t5x_lite.inference.sampling import Greedy
 from t5x_lite.inference.scoring import log_likelihood
 from t5x_lite.inference.weights import compress
 from t5x_lite.lines import read_lines, split_lines
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.mesh import MeshConfig

@@ -10,7 +10,7 @@ from etils import epath
 
 from t5x_lite.data.features import padding_share
 from t5x_lite.parallel import distributed
-from t5x_lite.programs import describe, report
+from t5x_lite.programs import describe
 from t5x_lite.training.build import Training
 from t5x_lite.training.console import Console
 from t5x_lite.training.goodput import Goodput
@@ -162,6 +162,8 @@ class Recorder:
         """Prints, logs and returns the summary, and writes the run's page."""
         summary = describe.summary(self._model_dir, step)
         self.trackers.log_summary(summary | {"checked": checked})
+        from t5x_lite.programs import report
+
         page = report.write_quietly(self._model_dir) if distributed.is_main_process() else None
         describe.print_summary(self._model_dir, summary, samples, checked, page)
         if page:

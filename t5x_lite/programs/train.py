@@ -13,8 +13,7 @@ from t5x_lite.data.loader import BatchLoader, prefetch
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.predictions import TextEvaluation
-from t5x_lite.interop.pretrained import restore_params
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 from t5x_lite.models.flops import train_flops
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.compile_cache import use_compile_cache
@@ -212,6 +211,8 @@ def train(
         else:
             state = fresh_state(training, setup.model, seed, spike_guard)
             if initial_checkpoint is not None:
+                from t5x_lite.interop.pretrained import restore_params
+
                 found = restore_params(
                     initial_checkpoint, abstract.params, initial_params, model=model, start=True,
                     vocabulary=task.vocabulary,

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -12,13 +12,14 @@ from t5x_lite.data.reading import Reading, task_reading
 from t5x_lite.data.same_vocabulary import Difference, difference
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import UserError
-from t5x_lite.interop.origin import Origin, origin_of
-from t5x_lite.interop.pretrained import restore_params
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.parallel import distributed
 from t5x_lite.training import checkpoint_layout as layout
 from t5x_lite.training.setup import Setup
 from t5x_lite.training.state import abstract_params
+
+if TYPE_CHECKING:
+    from t5x_lite.interop.origin import Origin
 
 _said: set[str] = set()  # lines that were said already
 
@@ -36,6 +37,9 @@ def open_weights(
     Raises:
       UserError: as `restore_params`; or their vocabulary isn't the task's.
     """
+    from t5x_lite.interop.origin import origin_of
+    from t5x_lite.interop.pretrained import restore_params
+
     origin = origin_of(path, setup.architecture, setup.model.config.vocab_size)
     check_vocabulary(
         origin, setup.task.vocabulary, accept_other_vocabulary,
@@ -48,7 +52,7 @@ def open_weights(
     return read_as(setup, origin), params
 
 
-def read_as(setup: Setup, origin: Origin) -> Setup:
+def read_as(setup: Setup, origin: "Origin") -> Setup:
     """The set-up with a task that these weights read as they were trained to."""
     if setup.model.encoder_only:
         return setup
@@ -75,6 +79,8 @@ def check_start(
     """
     axes = layout.by_name(jax.tree.map(str, model.logical_axes(), is_leaf=_is_axes))
     bound = sorted(name for name, which in axes.items() if "'vocab'" in which)
+    from t5x_lite.interop.origin import origin_of
+
     origin = origin_of(path, model.config.architecture, model.config.vocab_size)
     if not model.encoder_only and origin.reading is not None:
         _compare_readings(origin, task, model.config.architecture)
@@ -97,7 +103,7 @@ def _is_axes(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(v, str | None) for v in value)
 
 
-def _compare_readings(origin: Origin, task: Any, architecture: str) -> None:
+def _compare_readings(origin: "Origin", task: Any, architecture: str) -> None:
     there, here = origin.reading, task_reading(task, architecture)
     asks = "inputs" in task.objective.features  # else nothing is asked and answered
     if there is not None and asks and there.attention != here.attention:
@@ -114,7 +120,7 @@ def _described(reading: Reading) -> str:
     return f"{reading.attention} prompts, {eos}"
 
 
-def check_vocabulary(origin: Origin, vocabulary: Vocabulary, accept: bool, way_out: str) -> None:
+def check_vocabulary(origin: "Origin", vocabulary: Vocabulary, accept: bool, way_out: str) -> None:
     """UserError, or with ``accept`` a line, if weights have another vocabulary than this one."""
     fingerprint = origin.fingerprint
     if fingerprint is None:

@@ -9,7 +9,7 @@ from t5x_lite.lines import split_lines
 from t5x_lite.page import escape, table
 from t5x_lite.report.runs import Run, differences, thin
 from t5x_lite.training.goodput import ACCOUNTS
-from t5x_lite.training.trackers import duration, short
+from t5x_lite.units import duration, short
 
 MAIN = 1000  # points of a curve
 OTHER = 250  # of those that are one of many

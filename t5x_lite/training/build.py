@@ -7,8 +7,8 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from t5x_lite.models import Model
 from t5x_lite.models.adapters import PROMPT, with_fresh_prompt
+from t5x_lite.models.model import Model
 from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.head_losses import HeadLoss, loss_for
 from t5x_lite.training.pair_losses import ContrastiveLoss

@@ -9,10 +9,9 @@ from t5x_lite.training.trackers import (
     Histogram,
     Tracker,
     Values,
-    duration,
     plain,
-    short,
 )
+from t5x_lite.units import duration, short
 
 _BAR = 20  # characters, on terminals that are wide enough for it
 _WIDE = 100

@@ -17,8 +17,9 @@ from t5x_lite.data.objectives.heads import check_labels
 from t5x_lite.data.reading import Reading, task_reading
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
-from t5x_lite.models import Model, TransformerConfig
 from t5x_lite.models.adapters import prompt_length
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.mesh import MeshConfig, make_mesh
 from t5x_lite.parallel.rules import (
     DEFAULT_RULES,

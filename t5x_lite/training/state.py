@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.rules import (
     MeshAxes,
     check_divisible,

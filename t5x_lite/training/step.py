@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from t5x_lite.errors import UserError
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.head_losses import HeadLoss, head_of
 from t5x_lite.training.losses import cross_entropy, loss_normalizer, target_side

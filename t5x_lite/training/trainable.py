@@ -13,8 +13,8 @@ import numpy as np
 import optax
 
 from t5x_lite.errors import UserError
-from t5x_lite.models import Model
 from t5x_lite.models.adapters import LORA, is_adapter
+from t5x_lite.models.model import Model
 from t5x_lite.training.optimizers import parameter_names
 
 

@@ -29,7 +29,7 @@ from t5x_lite.corpus.pipeline import build
 from t5x_lite.corpus.settings import Corpus
 from t5x_lite.corpus.store import BucketWriter, bucket_of, read_rows
 from t5x_lite.corpus.tokenizer import Tokenizer
-from t5x_lite.data.sources import Tfds
+from t5x_lite.data.tfds_source import Tfds
 from t5x_lite.data.vocabulary import SentencePieceVocabulary
 from t5x_lite.errors import UserError
 

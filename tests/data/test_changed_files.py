@@ -10,9 +10,11 @@ import pytest
 from test_file_sources import TEXTS, write, write_array_record
 
 from t5x_lite.data import file_bytes, files
-from t5x_lite.data.objectives import CausalLM
-from t5x_lite.data.sources import ParallelFiles, PythonLibrary, open_files
+from t5x_lite.data.objectives.lm import CausalLM
+from t5x_lite.data.open_files import open_files
+from t5x_lite.data.sources import PythonLibrary
 from t5x_lite.data.tasks import Task
+from t5x_lite.data.text_files import ParallelFiles
 from t5x_lite.data.token_cache import CachedTokens, write_cache
 from t5x_lite.data.vocabulary import ByteVocabulary
 from t5x_lite.errors import UserError

@@ -11,7 +11,7 @@ from t5x_lite.data.chat import TEMPLATES, ChatTemplate, check_messages, messages
 from t5x_lite.data.conversations import conversations
 from t5x_lite.data.huggingface import HuggingFaceVocabulary
 from t5x_lite.data.loader import BatchLoader, eval_batches
-from t5x_lite.data.objectives import Chat, LastAnswer
+from t5x_lite.data.objectives.chat import Chat, LastAnswer
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.samples import _continued_from
 from t5x_lite.programs.infer import _prompt, template_of

@@ -2,12 +2,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5x_lite.data.objectives import (
+from t5x_lite.data.objectives.span import (
+    _span_edges,
+    corrupt_spans,
     noise_span_to_unique_sentinel,
     nonnoise_span_to_unique_sentinel,
     random_spans_noise_mask,
 )
-from t5x_lite.data.objectives.span import _span_edges, corrupt_spans
 from t5x_lite.data.randomness import generator_at
 
 

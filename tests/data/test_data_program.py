@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 import pytest
 
 from t5x_lite import cli, config
-from t5x_lite.data.sources import CachedTokens, Tfds
+from t5x_lite.data.tfds_source import Tfds
+from t5x_lite.data.token_cache import CachedTokens
 
 GIN = """
 include "runs/base.gin"

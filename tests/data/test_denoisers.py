@@ -8,14 +8,9 @@ from hypothesis import strategies as st
 
 from t5x_lite import config
 from t5x_lite.data.loader import BatchLoader
-from t5x_lite.data.objectives import (
-    UL2,
-    Denoiser,
-    FillInTheMiddle,
-    fill_in_the_middle,
-    finish_example,
-    undo_middle,
-)
+from t5x_lite.data.objectives.base import finish_example
+from t5x_lite.data.objectives.denoisers import UL2, Denoiser
+from t5x_lite.data.objectives.fim import FillInTheMiddle, fill_in_the_middle, undo_middle
 from t5x_lite.data.sources import InMemory
 from t5x_lite.data.tasks import Task
 from t5x_lite.data.vocabulary import ByteVocabulary

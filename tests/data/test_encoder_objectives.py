@@ -7,18 +7,19 @@ from hypothesis import strategies as st
 
 from t5x_lite.data.features import feature_lengths, padding_share
 from t5x_lite.data.loader import BatchLoader, eval_batches
-from t5x_lite.data.objectives import (
-    DropoutPairs,
-    GivenPairs,
+from t5x_lite.data.objectives.contrastive import DropoutPairs, GivenPairs
+from t5x_lite.data.objectives.masked import (
     MaskedLM,
     NextSentence,
-    PermutationLM,
     ReplacedTokens,
     SentenceOrder,
     mask_tokens,
+    replaced_token_detection,
+)
+from t5x_lite.data.objectives.permutation import (
+    PermutationLM,
     permutation_masks,
     permutation_order,
-    replaced_token_detection,
     target_mapping,
 )
 from t5x_lite.data.sources import InMemory

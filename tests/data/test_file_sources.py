@@ -15,20 +15,15 @@ import pytest
 
 from t5x_lite import config
 from t5x_lite.data import file_bytes, files
-from t5x_lite.data.sources import (
-    ArrayRecords,
-    Delimited,
-    FromFunction,
-    HuggingFace,
-    JsonLines,
-    ParallelFiles,
-    Parquet,
-    TextFiles,
-    Tfds,
-    TfRecords,
-    open_files,
-)
+from t5x_lite.data.hub_source import HuggingFace
+from t5x_lite.data.open_files import open_files
+from t5x_lite.data.parquet import Parquet
+from t5x_lite.data.record_files import ArrayRecords, TfRecords
+from t5x_lite.data.sources import FromFunction
+from t5x_lite.data.tables import Delimited, JsonLines
+from t5x_lite.data.text_files import ParallelFiles, TextFiles
 from t5x_lite.data.tf_example import masked_crc, parse_example
+from t5x_lite.data.tfds_source import Tfds
 from t5x_lite.errors import UserError
 
 TEXTS = [f"document {i}: é" + "x" * (i % 5) for i in range(40)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from t5x_lite.data.huggingface import HuggingFaceVocabulary
 from t5x_lite.data.loader import BatchLoader
-from t5x_lite.data.objectives import CausalLM
+from t5x_lite.data.objectives.lm import CausalLM
 from t5x_lite.data.sources import InMemory
 from t5x_lite.data.tasks import Task
 from t5x_lite.errors import UserError

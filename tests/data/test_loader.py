@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_lite.data.loader import BatchLoader, eval_batches, prefetch
-from t5x_lite.data.objectives import CausalLM, PrefixLM, SpanCorruption, TextToText
+from t5x_lite.data.objectives.lm import CausalLM, PrefixLM, TextToText
+from t5x_lite.data.objectives.span import SpanCorruption
 from t5x_lite.data.source import Source, hash64
 from t5x_lite.data.sources import InMemory
 from t5x_lite.data.streams import TaskChooser, shuffled

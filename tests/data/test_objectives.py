@@ -6,8 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_lite.data import objectives
-from t5x_lite.data.objectives import CausalLM, PrefixLM, SpanCorruption, TextToText
+from t5x_lite.data.objectives.base import finish_example, split_documents
+from t5x_lite.data.objectives.lm import CausalLM, PrefixLM, TextToText, random_prefix_mask
+from t5x_lite.data.objectives.span import (
+    SpanCorruption,
+    _random_edges,
+    noise_counts,
+    noise_span_to_unique_sentinel,
+    nonnoise_span_to_unique_sentinel,
+    random_spans_helper,
+    random_spans_noise_mask,
+)
 from t5x_lite.data.vocabulary import ByteVocabulary
 from t5x_lite.errors import UserError
 
@@ -59,15 +68,15 @@ def test_spans_helper_is_t5s():
     for case in SPANS["helper"]:
         arguments = [case[k] for k in ("inputs_length", "noise_density", "mean_noise_span_length")]
         expected = (case["tokens_length"], case["targets_length"])
-        assert objectives.random_spans_helper(*arguments) == expected, arguments
+        assert random_spans_helper(*arguments) == expected, arguments
 
 
 @pytest.mark.parametrize("case", SPANS["cases"], ids=lambda c: f"{c['length']}-{c['seed']}")
 def test_span_functions_are_t5s(case):
     tokens, mask = ints(case["tokens"]), np.array(case["mask"], bool)
     first = SPANS["first_sentinel"]
-    inputs = objectives.noise_span_to_unique_sentinel(tokens, mask, first)
-    targets = objectives.nonnoise_span_to_unique_sentinel(tokens, mask, first)
+    inputs = noise_span_to_unique_sentinel(tokens, mask, first)
+    targets = nonnoise_span_to_unique_sentinel(tokens, mask, first)
     assert inputs.dtype == targets.dtype == np.int32
     assert inputs.tolist() == case["inputs"]
     assert targets.tolist() == case["targets"]
@@ -77,14 +86,14 @@ def test_span_functions_are_t5s(case):
 def test_masks_have_t5s_structure(case):
     density, mean = case["noise_density"], case["mean_noise_span_length"]
     rng = np.random.default_rng(5)
-    mask = objectives.random_spans_noise_mask(case["length"], density, rng, mean)
+    mask = random_spans_noise_mask(case["length"], density, rng, mean)
     is_noise, lengths = runs(mask)
     assert mask.dtype == bool and mask.shape == (case["length"],)
     assert mask.sum() == sum(case["mask"])
     assert is_noise.tolist() == case["run_is_noise"]
     assert len(lengths) == len(case["run_lengths"])
     if case["length"] > 1:
-        assert objectives.noise_counts(case["length"], density, mean) == (
+        assert noise_counts(case["length"], density, mean) == (
             sum(case["mask"]),
             sum(case["run_is_noise"]),
         )
@@ -94,7 +103,7 @@ def test_dataset_segments_and_examples_are_t5s():
     lengths = DATASET["lengths"]
     segment_length = SpanCorruption().segment_length(lengths)
     documents = [ints(d) for d in DATASET["documents"]]
-    segments = list(objectives.split_documents(documents, 128, segment_length))
+    segments = list(split_documents(documents, 128, segment_length))
     assert [s.tolist() for s in segments] == DATASET["segments"]
     assert all(s.dtype == np.int32 for s in segments)
     for segment, expected in zip(segments, DATASET["examples"], strict=True):
@@ -102,14 +111,14 @@ def test_dataset_segments_and_examples_are_t5s():
         text, mask = recombine(ints(expected["inputs"][:-1]), ints(expected["targets"][:-1]))
         assert text.tolist() == segment.tolist()
         features = {
-            "inputs": objectives.noise_span_to_unique_sentinel(segment, mask, 32_099),
-            "targets": objectives.nonnoise_span_to_unique_sentinel(segment, mask, 32_099),
+            "inputs": noise_span_to_unique_sentinel(segment, mask, 32_099),
+            "targets": nonnoise_span_to_unique_sentinel(segment, mask, 32_099),
         }
-        finished = objectives.finish_example(features, lengths, append_eos=True)
+        finished = finish_example(features, lengths, append_eos=True)
         assert {k: v.tolist() for k, v in finished.items()} == expected
         # Our own mask makes features of the same lengths.
         ours = SpanCorruption()(segment, np.random.default_rng(0), T5Vocabulary, lengths)
-        ours = objectives.finish_example(ours, lengths, append_eos=True)
+        ours = finish_example(ours, lengths, append_eos=True)
         assert {k: len(v) for k, v in ours.items()} == {k: len(v) for k, v in expected.items()}
 
 
@@ -124,11 +133,9 @@ seeds = st.integers(0, 2**32)
 @given(texts, densities, span_lengths, seeds)
 @settings(max_examples=150, deadline=None)
 def test_inputs_and_targets_recombine(tokens, density, mean, seed):
-    mask = objectives.random_spans_noise_mask(
-        len(tokens), density, np.random.default_rng(seed), mean
-    )
-    inputs = objectives.noise_span_to_unique_sentinel(tokens, mask, 32_099)
-    targets = objectives.nonnoise_span_to_unique_sentinel(tokens, mask, 32_099)
+    mask = random_spans_noise_mask(len(tokens), density, np.random.default_rng(seed), mean)
+    inputs = noise_span_to_unique_sentinel(tokens, mask, 32_099)
+    targets = nonnoise_span_to_unique_sentinel(tokens, mask, 32_099)
     text, found = recombine(inputs, targets, lowest_sentinel=32_099 - 800)
     assert text.tolist() == tokens.tolist()
     assert found.tolist() == mask.tolist()
@@ -137,23 +144,20 @@ def test_inputs_and_targets_recombine(tokens, density, mean, seed):
 @given(st.integers(2, 700), densities, span_lengths, seeds)
 @settings(max_examples=150, deadline=None)
 def test_masks_have_the_noise_asked_for(length, density, mean, seed):
-    mask = objectives.random_spans_noise_mask(length, density, np.random.default_rng(seed), mean)
-    noise, spans = objectives.noise_counts(length, density, mean)
+    mask = random_spans_noise_mask(length, density, np.random.default_rng(seed), mean)
+    noise, spans = noise_counts(length, density, mean)
     is_noise, lengths = runs(mask)
     assert mask.sum() == noise and is_noise.sum() == spans
     assert len(lengths) == 2 * spans and not mask[0] and mask[-1]
     if 1 <= length * density <= length - 1:
         assert abs(noise - length * density) <= 0.5 + 1e-4
-    again = objectives.random_spans_noise_mask(length, density, np.random.default_rng(seed), mean)
+    again = random_spans_noise_mask(length, density, np.random.default_rng(seed), mean)
     assert (mask == again).all()
 
 
 def test_masks_differ_and_cover_every_place():
     masks = np.stack(
-        [
-            objectives.random_spans_noise_mask(100, 0.15, np.random.default_rng(seed))
-            for seed in range(2000)
-        ]
+        [random_spans_noise_mask(100, 0.15, np.random.default_rng(seed)) for seed in range(2000)]
     )
     assert len(np.unique(masks, axis=0)) > 1990
     share = masks.mean(axis=0)  # even, but for the ends: the first token is kept, the last is not
@@ -163,7 +167,7 @@ def test_masks_differ_and_cover_every_place():
 
 def test_partitions_are_uniform():
     rng = np.random.default_rng(0)
-    found = [tuple(np.diff(objectives.span._random_edges(5, 3, rng)).tolist()) for _ in range(6000)]
+    found = [tuple(np.diff(_random_edges(5, 3, rng)).tolist()) for _ in range(6000)]
     counts = {parts: found.count(parts) for parts in set(found)}
     assert set(counts) == {(1, 1, 3), (1, 3, 1), (3, 1, 1), (1, 2, 2), (2, 1, 2), (2, 2, 1)}
     assert all(abs(n - 1000) < 150 for n in counts.values())
@@ -191,7 +195,7 @@ def test_568_tokens_fill_512_and_114(seed):
     assert objective.segment_length(lengths) == 568
     tokens = ints(np.random.default_rng(seed).integers(3, 32_000, 568))
     example = objective(tokens, np.random.default_rng(seed), T5Vocabulary, lengths)
-    example = objectives.finish_example(example, lengths, objective.append_eos)
+    example = finish_example(example, lengths, objective.append_eos)
     assert {k: v.shape for k, v in example.items()} == {"inputs": (512,), "targets": (114,)}
     assert example["inputs"][-1] == example["targets"][-1] == 1
     assert example["targets"][0] == 32_099
@@ -217,7 +221,7 @@ def test_span_corruption_errors_name_the_fix():
 
 
 def test_no_noise_without_density():
-    assert not objectives.random_spans_noise_mask(9, 0.0, np.random.default_rng(0)).any()
+    assert not random_spans_noise_mask(9, 0.0, np.random.default_rng(0)).any()
 
 
 # --- The other objectives -------------------------------------------------------------------------
@@ -244,7 +248,7 @@ def test_prefix_lm_cuts_in_two(length, seed):
 
 def test_prefix_lengths_are_uniform():
     rng = np.random.default_rng(1)
-    lengths = [objectives.random_prefix_mask(6, rng).sum() for _ in range(5000)]
+    lengths = [random_prefix_mask(6, rng).sum() for _ in range(5000)]
     counts = np.bincount(lengths, minlength=7)
     assert counts[0] == counts[6] == 0
     assert (abs(counts[1:6] - 1000) < 150).all()
@@ -261,7 +265,7 @@ def test_text_to_text_keeps_both_sides():
     assert objective.segment_length({"inputs": 4, "targets": 4}) is None
     tokens = {"inputs": [3, 4, 5, 6, 7], "targets": [8]}
     example = objective(tokens, None, None, {})
-    finished = objectives.finish_example(example, {"inputs": 4, "targets": 4}, append_eos=True)
+    finished = finish_example(example, {"inputs": 4, "targets": 4}, append_eos=True)
     assert finished["inputs"].tolist() == [3, 4, 5, 1] and finished["targets"].tolist() == [8, 1]
     with pytest.raises(UserError, match="'inputs'"):
         objective.segment_length({"targets": 4})
@@ -278,7 +282,7 @@ def test_text_to_text_keeps_both_sides():
 def test_split_documents_loses_nothing(sizes, segment_length, merge):
     ends = np.cumsum(sizes, dtype=int)
     documents = [np.arange(e - n, e, dtype=np.int32) + 3 for n, e in zip(sizes, ends, strict=True)]
-    segments = list(objectives.split_documents(documents, merge, segment_length))
+    segments = list(split_documents(documents, merge, segment_length))
     assert np.concatenate([ints([]), *segments]).tolist() == list(range(3, 3 + sum(sizes)))
     real = [n for n in sizes if n]
     group = merge or len(sizes) or 1
@@ -289,7 +293,7 @@ def test_split_documents_loses_nothing(sizes, segment_length, merge):
 
 def test_finish_example_trims():
     example = {"targets": np.arange(3, 13, dtype=np.int32)}
-    kept = objectives.finish_example(example, {"targets": 4}, append_eos=False)
-    ended = objectives.finish_example(example, {"targets": 4}, append_eos=True)
+    kept = finish_example(example, {"targets": 4}, append_eos=False)
+    ended = finish_example(example, {"targets": 4}, append_eos=True)
     assert kept["targets"].tolist() == [3, 4, 5, 6] and ended["targets"].tolist() == [3, 4, 5, 1]
     assert ended["targets"].dtype == np.int32

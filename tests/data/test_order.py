@@ -9,10 +9,13 @@ import pytest
 from waiting import wait_until
 
 from t5x_lite.data.loader import BatchLoader, prefetch
-from t5x_lite.data.objectives import PrefixLM, SpanCorruption
-from t5x_lite.data.sources import CachedTokens, FromFunction, InMemory, JsonLines, open_files
+from t5x_lite.data.objectives.lm import PrefixLM
+from t5x_lite.data.objectives.span import SpanCorruption
+from t5x_lite.data.open_files import open_files
+from t5x_lite.data.sources import FromFunction, InMemory
+from t5x_lite.data.tables import JsonLines
 from t5x_lite.data.tasks import Mixture, Task
-from t5x_lite.data.token_cache import write_cache
+from t5x_lite.data.token_cache import CachedTokens, write_cache
 from t5x_lite.data.vocabulary import ByteVocabulary
 from t5x_lite.errors import UserError
 

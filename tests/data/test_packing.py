@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from t5x_lite.data.features import pack_examples, padding_share
 from t5x_lite.data.loader import BatchLoader
-from t5x_lite.data.objectives import CausalLM, PrefixLM, SpanCorruption, TextToText
+from t5x_lite.data.objectives.lm import CausalLM, PrefixLM, TextToText
+from t5x_lite.data.objectives.span import SpanCorruption
 from t5x_lite.data.packing import assign_rows, document_segments, pack_window
 from t5x_lite.data.sources import InMemory
 from t5x_lite.data.tasks import Mixture, Task

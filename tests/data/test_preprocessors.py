@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from t5x_lite import config
 from t5x_lite.data import tasks
-from t5x_lite.data.objectives import CausalLM, TextToText
+from t5x_lite.data.objectives.lm import CausalLM, TextToText
 from t5x_lite.data.preprocessors import (
     Chunk,
     Concatenate,

@@ -6,7 +6,7 @@ seqio/preprocessors.py, seqio/utils.py, seqio/feature_converters.py; t5/data/pre
 import numpy as np
 
 from t5x_lite.data.features import feature_lengths, model_features, pack_examples, pad_example
-from t5x_lite.data.objectives import finish_example
+from t5x_lite.data.objectives.base import finish_example
 from t5x_lite.data.preprocessors import Fields, Rekey, Truncate
 from t5x_lite.data.vocabulary import ByteVocabulary
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from t5x_lite import config
 from t5x_lite.data import file_bytes
 from t5x_lite.data.source import hash64, held_out_mask
-from t5x_lite.data.sources import InMemory, PythonLibrary, TextFiles, Tfds
-from t5x_lite.data.text_files import cut_documents, find_documents
+from t5x_lite.data.sources import InMemory, PythonLibrary
+from t5x_lite.data.text_files import TextFiles, cut_documents, find_documents
+from t5x_lite.data.tfds_source import Tfds
 from t5x_lite.errors import UserError
 
 

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from t5x_lite.data import file_bytes
-from t5x_lite.data.sources import Delimited, JsonLines, open_files
+from t5x_lite.data.open_files import open_files
+from t5x_lite.data.tables import Delimited, JsonLines
 from t5x_lite.errors import UserError
 
 NASTY = settings(

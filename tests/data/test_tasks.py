@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_lite import config
-from t5x_lite.data.objectives import CausalLM, SpanCorruption, TextToText
+from t5x_lite.data.objectives.lm import CausalLM, TextToText
+from t5x_lite.data.objectives.span import SpanCorruption
 from t5x_lite.data.sources import InMemory
 from t5x_lite.data.tasks import Fields, Mixture, Task
 from t5x_lite.data.vocabulary import ByteVocabulary

@@ -6,11 +6,12 @@ import pytest
 
 from t5x_lite.data import token_cache
 from t5x_lite.data.loader import BatchLoader, eval_batches
-from t5x_lite.data.objectives import CausalLM, SpanCorruption, TextToText
+from t5x_lite.data.objectives.lm import CausalLM, TextToText
+from t5x_lite.data.objectives.span import SpanCorruption
 from t5x_lite.data.preprocessors import Fields, Filter
-from t5x_lite.data.sources import CachedTokens, InMemory
+from t5x_lite.data.sources import InMemory
 from t5x_lite.data.tasks import Task
-from t5x_lite.data.token_cache import write_cache
+from t5x_lite.data.token_cache import CachedTokens, write_cache
 from t5x_lite.data.vocabulary import ByteVocabulary
 from t5x_lite.errors import UserError
 

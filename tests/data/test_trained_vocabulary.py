@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import t5x_lite
-from t5x_lite.data.sources import InMemory, open_files
+from t5x_lite.data.open_files import open_files
+from t5x_lite.data.sources import InMemory
 from t5x_lite.data.trained_vocabulary import TrainedVocabulary
 from t5x_lite.errors import UserError
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_lite.data.objectives import UL2
+from t5x_lite.data.objectives.denoisers import UL2
 from t5x_lite.data.sentencepiece_training import train_sentencepiece
 from t5x_lite.data.vocabulary import (
     ByteVocabulary,

@@ -8,7 +8,8 @@ import pytest
 from golden_files import FOLDER
 
 from t5x_lite.data.huggingface import HuggingFaceVocabulary
-from t5x_lite.data.objectives import DropoutPairs, MaskedLM
+from t5x_lite.data.objectives.contrastive import DropoutPairs
+from t5x_lite.data.objectives.masked import MaskedLM
 from t5x_lite.errors import UserError
 
 pytest.importorskip("tokenizers", reason="the extra hf isn't installed")

@@ -9,7 +9,8 @@ import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 import t5x_lite as tl
-from t5x_lite.evaluation.metrics import accuracy, perplexity
+from t5x_lite.evaluation.metrics.classification import accuracy
+from t5x_lite.evaluation.metrics.likelihood import perplexity
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.held_out import HeldOut

@@ -12,7 +12,7 @@ from t5x_lite.data.vocabulary import ByteVocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.harness import Judge, Pair
 from t5x_lite.inference.decoding import generate
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 
 VOCABULARY = ByteVocabulary()
 PROMPTS = ["the quick", "a", "jumps over the lazy"]

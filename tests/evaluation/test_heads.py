@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 import t5x_lite as tl
 from t5x_lite.data.features import model_features, pad_example
 from t5x_lite.data.huggingface import HuggingFaceVocabulary
-from t5x_lite.data.objectives import Classes, Span, Tags
-from t5x_lite.data.objectives.heads import fitting, located, number_bits
+from t5x_lite.data.objectives.heads import Classes, Span, Tags, fitting, located, number_bits
 from t5x_lite.data.templates import AnswerQuestion, Classify, Rate, TagWords
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.heads import answer, best_span, examples_of, log_softmax
-from t5x_lite.evaluation.metrics import accuracy, entity_f1, pearson, squad
+from t5x_lite.evaluation.metrics.answers import squad
+from t5x_lite.evaluation.metrics.classification import accuracy
+from t5x_lite.evaluation.metrics.correlation import pearson
+from t5x_lite.evaluation.metrics.tagging import entity_f1
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.heads import answer_records

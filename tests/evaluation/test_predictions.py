@@ -16,11 +16,13 @@ from t5x_lite import config
 from t5x_lite.data.templates import Choose
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import error_page, results
-from t5x_lite.evaluation.metrics import accuracy, calibration_error, exact_match, f1, perplexity
+from t5x_lite.evaluation.metrics.answers import exact_match
+from t5x_lite.evaluation.metrics.classification import accuracy, calibration_error, f1
+from t5x_lite.evaluation.metrics.likelihood import perplexity
 from t5x_lite.evaluation.predictions import Predictor
 from t5x_lite.evaluation.samples import predict_samples
 from t5x_lite.inference.scoring import log_likelihood
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.programs.early_stopping import EarlyStopping
 from t5x_lite.programs.eval import Waiting, checkpoint_paths

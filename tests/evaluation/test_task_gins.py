@@ -14,12 +14,12 @@ import tiny
 
 from t5x_lite import config, gin_files
 from t5x_lite.data.loader import BatchLoader
-from t5x_lite.data.objectives import Classes, Span, Tags
+from t5x_lite.data.objectives.heads import Classes, Span, Tags
 from t5x_lite.data.source import Source
 from t5x_lite.data.templates import Classify, space_punctuation
 from t5x_lite.data.tfds_source import Tfds
 from t5x_lite.errors import UserError
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.training.build import build
 from t5x_lite.training.optimizers import AdamW

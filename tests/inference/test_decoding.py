@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from t5x_lite import config
 from t5x_lite.errors import UserError
-from t5x_lite.inference.decoding import BeamSearch, Greedy, Sample, generate, given_prompts
-from t5x_lite.inference.sampling import shape_logits
+from t5x_lite.inference.beam import BeamSearch
+from t5x_lite.inference.decoding import generate, given_prompts
+from t5x_lite.inference.sampling import Greedy, Sample, shape_logits
 from t5x_lite.inference.scoring import log_likelihood, token_log_probs
-from t5x_lite.models import Model, TransformerConfig
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.model import Model
 
 
 class Markov:

@@ -12,10 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from t5x_lite.errors import UserError
-from t5x_lite.inference.decoding import Greedy, Lookup, generate
-from t5x_lite.inference.lookup import guesses
+from t5x_lite.inference.decoding import generate
+from t5x_lite.inference.lookup import Lookup, guesses
 from t5x_lite.inference.prefill import prefill
-from t5x_lite.models import Model
+from t5x_lite.inference.sampling import Greedy
+from t5x_lite.models.model import Model
 
 SMALL = {"embed_dim": 16, "num_heads": 2, "mlp_dim": 16, "vocab_size": 12}
 LM = dataclasses.replace(tiny.LM, **SMALL, num_kv_heads=1, num_decoder_layers=1)

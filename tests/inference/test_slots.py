@@ -11,7 +11,7 @@ import tiny
 from t5x_lite.inference.decoding import generate
 from t5x_lite.inference.sampling import shape_logits
 from t5x_lite.inference.slots import Rows, Slots, for_slots, shape_rows
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 
 WIDTH, NEW = 8, 12
 PROMPTS = [[5, 9, 200], [77], [30, 31, 32, 33, 34, 35, 36, 37]]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from t5x_lite.errors import UserError
 from t5x_lite.inference.decoding import generate
 from t5x_lite.inference.weights import Int8, compress, compressed, expanded, quantized
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 
 CONFIG = dataclasses.replace(
     tiny.LM, embed_dim=64, mlp_dim=256, num_decoder_layers=1, positions="none"

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 import t5x_lite as tl
 from t5x_lite import cli, config
 from t5x_lite.interop import huggingface, pretrained, runs
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.training import verification
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "huggingface"

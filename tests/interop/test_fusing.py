@@ -15,8 +15,8 @@ import t5x_lite as tl
 from t5x_lite.errors import UserError
 from t5x_lite.interop import fusing, pretrained, runs
 from t5x_lite.interop.tensors import Tensor
-from t5x_lite.models import Model
 from t5x_lite.models.layers import Attention
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.rules import logical_rules, partition_spec
 from t5x_lite.training import adafactor
 from t5x_lite.training import checkpoint_layout as layout

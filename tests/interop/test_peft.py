@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 from t5x_lite.errors import UserError
 from t5x_lite.interop import pretrained, runs
 from t5x_lite.interop.tensors import Tensor
-from t5x_lite.models import Model, adapters
+from t5x_lite.models import adapters
 from t5x_lite.models.adapters import LoRA, SoftPrompt
+from t5x_lite.models.model import Model
 from t5x_lite.training import checkpoint_layout as layout
 
 SMALL = dict(vocab_size=64, mlp_activations=("gelu", "linear"))

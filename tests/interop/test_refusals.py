@@ -12,7 +12,7 @@ import pytest
 import t5x_lite as tl
 from t5x_lite.errors import UserError
 from t5x_lite.interop import huggingface, pretrained
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "huggingface"
 

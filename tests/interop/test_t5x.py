@@ -16,7 +16,7 @@ from golden_files import FOLDER, TINY, load, tiny_model
 import t5x_lite as tl
 from t5x_lite.errors import UserError
 from t5x_lite.interop import pretrained, t5x
-from t5x_lite.models import unstack_layers
+from t5x_lite.models.transformer import unstack_layers
 from t5x_lite.training import checkpoint_layout as layout
 
 NATIVE, ORBAX = "t5x_ckpt_tiny", "t5x_ckpt_tiny_orbax"

@@ -11,8 +11,9 @@ import tiny
 
 import t5x_lite as tl
 from t5x_lite.errors import UserError
-from t5x_lite.models import Model, adapters
+from t5x_lite.models import adapters
 from t5x_lite.models.adapters import LoRA, SoftPrompt
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.rules import logical_rules
 from t5x_lite.training.state import abstract_params
 

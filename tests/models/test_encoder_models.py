@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import t5x_lite as tl
-from t5x_lite.data.objectives import permutation_masks
+from t5x_lite.data.objectives.permutation import permutation_masks
 from t5x_lite.errors import UserError
 from t5x_lite.models.xlnet import shifted, sinusoids, stream_masks
 

@@ -10,8 +10,9 @@ import optax
 import pytest
 from golden_files import TINY, load, tree
 
-from t5x_lite.models import Model, stack_layers
 from t5x_lite.models.functional.positions import relative_bias, relative_position_bucket
+from t5x_lite.models.model import Model
+from t5x_lite.models.transformer import stack_layers
 from t5x_lite.training.losses import cross_entropy, loss_normalizer
 
 UNROLLED = dataclasses.replace(TINY, scan_layers=False)

@@ -10,7 +10,8 @@ import pytest
 import tiny
 
 from t5x_lite.errors import UserError
-from t5x_lite.models import Model, stack_layers, unstack_layers
+from t5x_lite.models.model import Model
+from t5x_lite.models.transformer import stack_layers, unstack_layers
 
 LM = dataclasses.replace(tiny.LM, vocab_size=64, embed_dim=16, mlp_dim=32)
 T5 = dataclasses.replace(tiny.T5, vocab_size=64, embed_dim=16, mlp_dim=32)

@@ -11,10 +11,10 @@ import tiny
 from golden_files import load, tree
 
 from t5x_lite.errors import UserError
-from t5x_lite.models import Model
 from t5x_lite.models.flops import train_flops
 from t5x_lite.models.functional import moe
 from t5x_lite.models.functional.mlp import gated
+from t5x_lite.models.model import Model
 from t5x_lite.models.moe import MoE
 from t5x_lite.parallel.mesh import MeshConfig, make_mesh
 from t5x_lite.parallel.rules import DEFAULT_RULES, tree_shardings, use_mesh

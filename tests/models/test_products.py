@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from t5x_lite.inference.weights import compressed, expanded
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.models.products import TRANSPOSED, prefers_transposed, product, transposed_product
 
 T5 = dataclasses.replace(tiny.T5, num_encoder_layers=1, num_decoder_layers=2)

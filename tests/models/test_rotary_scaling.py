@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from t5x_lite.errors import UserError
-from t5x_lite.models import Model
 from t5x_lite.models.functional.positions import rotary, rotary_frequencies
+from t5x_lite.models.model import Model
 
 
 def test_linear_scaling_divides_positions():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.mesh import MeshConfig, make_mesh
 from t5x_lite.parallel.rules import DEFAULT_RULES, batch_sharding, tree_shardings, use_mesh
 from t5x_lite.training.losses import cross_entropy

@@ -18,7 +18,7 @@ from waiting import wait_until
 
 from t5x_lite import cli, config
 from t5x_lite.errors import UserError
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.planning import analytic, hlo, page, products, report, search, topologies, workers

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from t5x_lite.data.objectives import DropoutPairs, NextSentence
+from t5x_lite.data.objectives.contrastive import DropoutPairs
+from t5x_lite.data.objectives.masked import NextSentence
 from t5x_lite.errors import UserError
-from t5x_lite.evaluation.metrics import sts_correlation
+from t5x_lite.evaluation.metrics.correlation import sts_correlation
 from t5x_lite.interop.pretrained import restore_params
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.embed import StsEvaluation, embed_records

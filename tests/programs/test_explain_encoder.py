@@ -7,7 +7,7 @@ import numpy as np
 import tiny
 
 import t5x_lite as tl
-from t5x_lite.data.objectives import MaskedLM
+from t5x_lite.data.objectives.masked import MaskedLM
 from t5x_lite.programs import explain
 from t5x_lite.report import explain_page
 

@@ -7,7 +7,7 @@ import pytest
 from waiting import wait_until
 
 from t5x_lite.errors import UserError
-from t5x_lite.models import TransformerConfig
+from t5x_lite.models.config import TransformerConfig
 from t5x_lite.programs.exports import CheckpointConfig, ExportingCheckpoints, convert_command
 
 MODEL = TransformerConfig(64, 8, 2, 4, 8, 1, 1)

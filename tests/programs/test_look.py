@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from t5x_lite import cli, config
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 from t5x_lite.report import runs
 from t5x_lite.training import build
 from t5x_lite.training.checkpoints import Checkpoints

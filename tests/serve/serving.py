@@ -7,7 +7,7 @@ import tiny
 
 from t5x_lite import config
 from t5x_lite.interop.pretrained import save_pretrained
-from t5x_lite.models import Model
+from t5x_lite.models.model import Model
 
 BINDINGS = [
     "TransformerConfig.num_encoder_layers=1", "TransformerConfig.num_decoder_layers=1",

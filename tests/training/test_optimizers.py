@@ -12,7 +12,8 @@ import pytest
 
 from t5x_lite import config
 from t5x_lite.errors import UserError
-from t5x_lite.models import Model, TransformerConfig
+from t5x_lite.models.config import TransformerConfig
+from t5x_lite.models.model import Model
 from t5x_lite.training import adafactor, losses, muon, schedules
 from t5x_lite.training import optimizers as o
 

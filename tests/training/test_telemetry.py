@@ -21,10 +21,9 @@ from t5x_lite.training.trackers import (
     JsonLines,
     Tracker,
     Trackers,
-    duration,
     read_json_lines,
-    short,
 )
+from t5x_lite.units import duration, short
 
 # JSON lines.
 

@@ -9,12 +9,12 @@ import optax
 import pytest
 import tiny
 
-from t5x_lite.data.objectives import CausalLM
+from t5x_lite.data.objectives.lm import CausalLM
 from t5x_lite.errors import UserError
 from t5x_lite.interop import pretrained, runs
 from t5x_lite.interop.tensors import Tensor
-from t5x_lite.models import Model
 from t5x_lite.models.adapters import LoRA, SoftPrompt, base_of
+from t5x_lite.models.model import Model
 from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.training import checkpoint_layout as layout

@@ -11,6 +11,8 @@ from t5x_lite.errors import UserError
 Example = dict[str, np.ndarray]
 Lengths = Mapping[str, int]
 
+ENCODER_MARKS = ("mask", "class")  # the special tokens that objectives of encoders need
+
 
 class Objective(Protocol):
     """What a Task asks of its objective.
@@ -139,3 +141,16 @@ def length_of(lengths: Lengths, name: str) -> int:
             f"feature lengths are {dict(lengths)}, expected a positive length for {name!r}: add it"
         )
     return lengths[name]
+
+
+def same_length(lengths: Lengths, names: tuple[str, ...], owner: str) -> int:
+    """The one length in tokens of the features ``names``; raises UserError if they differ."""
+    found = {name: length_of(lengths, name) for name in names}
+    if len(set(found.values())) > 1:
+        raise UserError(
+            f"feature lengths are {found}, {owner} fills them together: set all of "
+            f"{', '.join(names)} to {max(found.values())}"
+        )
+    if (length := found[names[0]]) < 2:
+        raise UserError(f"inputs of {length} tokens are too short for {owner}: 2 or more")
+    return length

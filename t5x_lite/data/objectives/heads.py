@@ -12,9 +12,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from t5x_lite.data.objectives.base import Example, Lengths, length_of, special_ids
-from t5x_lite.data.objectives.masked import ROLES, _same_lengths
-from t5x_lite.data.templates import UNLABELLED
+from t5x_lite.data.objectives.base import (
+    ENCODER_MARKS,
+    Example,
+    Lengths,
+    length_of,
+    same_length,
+    special_ids,
+)
+from t5x_lite.data.source import UNLABELLED
 from t5x_lite.errors import UserError
 
 
@@ -38,7 +44,7 @@ class _ForHead:
             raise UserError(
                 f"lengths are {dict(lengths)}, {type(self).__name__} needs {name!r} of {size}"
             )
-        _same_lengths(lengths, tuple(n for n in self.features if n != name or not size),
+        same_length(lengths, tuple(n for n in self.features if n != name or not size),
                       type(self).__name__)  # fmt: skip
 
     def _check(self, record: Mapping[str, Any]) -> None:
@@ -52,7 +58,7 @@ class _ForHead:
         """(inputs, types), int32 [tokens] each: type 0 for the first part, 1 for others."""
         name = f"{type(self).__name__}.start"
         if self.start is None:
-            start = special_ids(vocabulary, None, ROLES, name)[1:]
+            start = special_ids(vocabulary, None, ENCODER_MARKS, name)[1:]
         else:
             start = special_ids(vocabulary, (self.start,), ("start",), name)
         eos = np.array([vocabulary.eos_id], np.int32)

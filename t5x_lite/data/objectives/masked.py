@@ -12,15 +12,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from t5x_lite.data.objectives.base import (
+    ENCODER_MARKS,
     Example,
     Lengths,
     TokenNames,
-    length_of,
+    same_length,
     special_ids,
 )
 from t5x_lite.errors import UserError
-
-ROLES = ("mask", "class")
 
 
 def mask_tokens(
@@ -96,7 +95,7 @@ class _Masking:
 
     def _special(self, vocabulary) -> tuple[np.ndarray, np.ndarray]:
         ids = special_ids(
-            vocabulary, self.special_tokens, ROLES, f"{type(self).__name__}.special_tokens"
+            vocabulary, self.special_tokens, ENCODER_MARKS, f"{type(self).__name__}.special_tokens"
         )
         return ids[:1], ids[1:]
 
@@ -129,7 +128,7 @@ class MaskedLM(_Masking):
     document_eos: ClassVar = True
 
     def segment_length(self, lengths: Lengths) -> int:
-        return _same_lengths(lengths, self.features, type(self).__name__) - 1
+        return same_length(lengths, self.features, type(self).__name__) - 1
 
     def __call__(self, tokens, rng, vocabulary, lengths) -> Example:
         mask, start = self._special(vocabulary)
@@ -178,7 +177,7 @@ class _SentencePair(_Masking):
 
     def _content_length(self, lengths: Lengths) -> int:
         name = type(self).__name__
-        length = _same_lengths(lengths, self.features[:3], name)
+        length = same_length(lengths, self.features[:3], name)
         if lengths.get("pair_label") != 1:
             raise UserError(f"feature lengths are {dict(lengths)}, {name} needs 'pair_label' of 1")
         if length < 5:
@@ -238,15 +237,3 @@ class NextSentence(_SentencePair):
 def _cut(tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     at = 1 + int(rng.random() * max(len(tokens) - 1, 1))
     return tokens[:at], tokens[at:]
-
-
-def _same_lengths(lengths: Lengths, names: tuple[str, ...], owner: str) -> int:
-    found = {name: length_of(lengths, name) for name in names}
-    if len(set(found.values())) > 1:
-        raise UserError(
-            f"feature lengths are {found}, {owner} fills them together: set all of "
-            f"{', '.join(names)} to {max(found.values())}"
-        )
-    if (length := found[names[0]]) < 2:
-        raise UserError(f"inputs of {length} tokens are too short for {owner}: 2 or more")
-    return length
