@@ -66,6 +66,7 @@ def parse(
     for text in bindings:
         reader.read_binding(text)
     final = {binding.key: binding for binding in reader.bindings}
+    checks.override_macros(final, reader.bindings[:number_from_files])
     checks.check_macros_used(reader.bindings)
     checks.check_scopes_used(reader.bindings, _scopes)
     checks.drop_unreferenced_macros(final)

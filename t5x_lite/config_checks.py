@@ -130,6 +130,32 @@ def check_macros_used(bindings: list[Binding]) -> None:
             raise UserError(f"nothing in the config uses %{b.name} ({b.where}).{hint}")
 
 
+def override_macros(final: dict[tuple, Binding], from_files: list[Binding]) -> None:
+    """Lets an override of the only parameter that a macro is for be one of the macro.
+
+    So `--gin.train.total_steps=9` and `--gin.TOTAL_STEPS=9` do the same, and the config that a run
+    writes can still be changed by both.
+    """
+    before = {b.key: b for b in from_files}
+    for key, binding in list(final.items()):
+        earlier = before.get(key)
+        if earlier is None or earlier is binding or not isinstance(earlier.value, Macro):
+            continue
+        macro = ("", MACRO, earlier.value.name)
+        others = {m.name for b in final.values() for m in leaves(b.value, Macro)}
+        plain = not [*leaves(binding.value, Macro), *leaves(binding.value, Reference)]
+        if (
+            plain
+            and macro in final
+            and final[macro] is before.get(macro)
+            and macro[2] not in others
+        ):
+            final[macro] = dataclasses.replace(
+                final[macro], value=binding.value, where=binding.where
+            )
+            final[key] = earlier
+
+
 def check_scopes_used(bindings: list[Binding], declared: Iterable[str]) -> None:
     """A scope is entered by `@scope/name`, by a macro (gin evaluates it in its own), or by code."""
     known = _entered(bindings, declared)

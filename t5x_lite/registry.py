@@ -100,7 +100,8 @@ TABLE = {
     "t5x_lite.training.pair_losses": "ContrastiveLoss",
     "t5x_lite.training.retention": "CheckpointConfig",
     "t5x_lite.training.schedules": (
-        "constant inverse_square_root t5_inverse_square_root cosine linear warmup_stable_decay"
+        "constant inverse_square_root t5_inverse_square_root cosine linear warmup_stable_decay "
+        "join_schedules"
     ),
     "t5x_lite.training.services": "WandB Trackio",
     "t5x_lite.training.step": "Loss",

@@ -223,10 +223,36 @@ def test_arguments_given_in_a_scope_count_for_references_in_it_only():
 
 
 def test_what_is_overridden_is_not_needed():
-    write("run.gin", "MINUTES = %gin.REQUIRED\nbake.minutes = %MINUTES")
-    config.parse(["run.gin"], ["bake.minutes=5"])
-    assert bake()[1] == 5
+    write("run.gin", "MINUTES = %gin.REQUIRED\nbake.folder = [%MINUTES]")
+    config.parse(["run.gin"], ["bake.folder='x'"])
+    assert bake()[2] == "x"
     assert "MINUTES" not in config.config_text()
+
+
+def test_overriding_the_only_parameter_of_a_macro_overrides_the_macro():
+    write("run.gin", "MINUTES = 5\nbake.minutes = %MINUTES")
+    config.parse(["run.gin"], ["bake.minutes=7"])
+    assert bake()[1] == 7
+    write("again.gin", config.config_text())
+    for bindings in (["MINUTES=9"], ["bake.minutes=9"]):
+        config.parse(["again.gin"], bindings)
+        assert bake()[1] == 9
+        assert "MINUTES = 9" in config.config_text()
+
+
+@pytest.mark.parametrize(
+    "text, bindings",
+    [
+        ("MINUTES = 5\nbake.minutes = %MINUTES\nbake.folder = %MINUTES", ["bake.minutes=7"]),
+        ("MINUTES = 5\nbake.minutes = %MINUTES", ["bake.minutes=7", "MINUTES=8"]),
+        ("MINUTES = 5\nbake.minutes = %MINUTES", ["bake.minutes=@Cake()", "Cake.flour=1"]),
+    ],
+)
+def test_a_macro_with_another_use_or_value_stays(text, bindings):
+    write("run.gin", text)
+    config.parse(["run.gin"], bindings)
+    assert bake()[1] in (7, Cake(1))
+    assert "MINUTES = 7" not in config.config_text()
 
 
 def test_only_what_the_root_leads_to_is_needed():

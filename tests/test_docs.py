@@ -73,7 +73,18 @@ def run(document: str, *more: str) -> set[str]:
     with config.fresh():
         for words in commands(document):
             assert cli.main([*shrink(words), *more]) == 0, words
+            if any("total_steps=" in word for word in words):
+                check_that_it_trained(words)
     return {words[0] for words in commands(document)}
+
+
+def check_that_it_trained(words: list[str]) -> None:
+    """What makes a finished run longer must have a rate that changes something."""
+    folder = Path(next(word for word in words if "config.gin" in word).partition("=")[2]).parent
+    text = (folder / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.split("\n") if line]
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    assert rates[-1] > 1e-6, words
 
 
 def build(document: str) -> set[str]:
@@ -144,6 +155,22 @@ def test_the_page_on_extending(folder, capsys, monkeypatch):
     lines = [json.loads(line) for line in Path("runs/mine/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_page_on_continuing(folder):
+    """Its commands are executed from a run of two steps, and those of its tables are understood."""
+    with config.fresh():
+        start = ["train", "--gin_file=recipes/quickstart.gin", "--gin.MODEL_DIR=./runs/first"]
+        assert cli.main(shrink(start)) == 0
+    assert run("docs/continuing.md") == {"train"}
+    rows = re.findall(r"`(--gin\S+[^`]*total_steps=\d+)`", read("docs/continuing.md"))
+    assert len(rows) == 3
+    for row in rows:
+        words = ["train", "--gin_file=runs/first/config.gin", *shlex.split(row)]
+        arguments = cli.parse_args(words)
+        with config.fresh():
+            config.parse(arguments.gin_file, arguments.gin_bindings)
+            assert config.evaluate("train.optimizer").schedule.for_run(800) is not None
 
 
 @pytest.mark.parametrize("page", ["exchange", "from_t5x", "from_hugging_face", "launch", "serve"])

@@ -8,7 +8,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from t5x_lite.data.features import (
     model_features,
     pad_example,
 )
+from t5x_lite.data.fixed_sample import apportion, fixed_sample, sample_order
+from t5x_lite.data.objectives.base import split_documents
 from t5x_lite.data.packing import row_stream
 from t5x_lite.data.prefetch import Prefetch, prefetch
 from t5x_lite.data.reading import task_reading
@@ -195,17 +197,24 @@ def eval_batches(
     split: str = "validation",
     rows: Sequence[int] | np.ndarray | None = None,
     max_batches: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> "EvalBatches":
     """Every example of a split once, in order, one a row: int32 [rows, length] features.
 
     The text of all documents is used up, so the last example of a task may be shorter. The last
     batch is filled up with rows of zeros (loss weight 0). The noise of the objective is the same
     each time. A mixture gives one task after the other. Arguments as of `BatchLoader`; all hosts
     get the same number of batches. Raises UserError as that does, and if there is no example.
+
+    max_batches: no more than these, of a fixed sample of the split (fixed_sample.py), in which each
+      task of a mixture has its share. The iterator's `examples` tells how many there were so far,
+      on all hosts together.
     """
     rows = _check_rows(rows, batch_size)
     _, lengths = _lengths(task, lengths, architecture, False)
     readers = [TaskReader(leaf, split, 0, lengths) for leaf, _ in task.leaves]
+    limits: list[int | None] = [None] * len(readers)
+    if max_batches is not None:
+        limits = [*apportion(max_batches * batch_size, [share for _, share in task.leaves])]
     blank = {name: np.zeros(length, np.int32) for name, length in lengths.items()}
     attention = task_reading(task, architecture).attention
 
@@ -216,23 +225,66 @@ def eval_batches(
         return pad_example(reader.example(tokens, number, 0), lengths)
 
     def batches():
-        examples = _in_order(readers)
-        for _ in itertools.count() if max_batches is None else range(max_batches):
-            if not (chunk := list(itertools.islice(examples, batch_size))):
-                return
+        examples = itertools.chain.from_iterable(map(eval_examples, readers, limits))
+        while chunk := list(itertools.islice(examples, batch_size)):
+            found.examples += len(chunk)
             stacked = _stack([row(chunk, i) for i in rows])
             yield model_features(stacked, architecture, False, attention)
 
-    return batches()
+    found = EvalBatches(batches())
+    return found
 
 
-def _in_order(readers: list[TaskReader]) -> Iterator[tuple[TaskReader, int, Tokens]]:
-    for reader in readers:
-        number = None
-        for number, tokens in reader.in_order():
-            yield reader, number, tokens
-        if number is None:
-            reader.check_has_tokens()
+class EvalBatches(Iterator[dict[str, np.ndarray]]):
+    """Batches, and how many `examples` those so far hold, on all hosts together."""
+
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]]):
+        self._batches, self.examples = batches, 0
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._batches)
+
+
+_DOCUMENTS = 32  # that a sample of segments is from, at least
+
+
+def eval_examples(
+    reader: TaskReader, limit: int | None
+) -> Iterator[tuple[TaskReader, int, Tokens]]:
+    """(reader, number, tokens) of each record, or of each segment of all text, in order.
+
+    limit: of a fixed sample of so many. Segments are then drawn from a sample of the documents that
+    is at least twice as large, so that a few long ones don't fill it by themselves.
+    """
+    records, length = reader.records, reader.segment_length
+    if length is None:
+        found: Iterator[tuple[int, Any]] = fixed_sample(
+            len(records), limit, lambda i: _numbered(i, reader.index_tokens(i))
+        )
+    elif limit is None:
+        documents = fixed_sample(len(records), None, reader.index_tokens)
+        found = enumerate(split_documents(documents, merge=None, segment_length=length))
+    else:
+        drawn: dict[int, np.ndarray] = {}
+        left = 2 * limit * length
+        for index in sample_order(len(records)) if limit else ():
+            if left <= 0 and len(drawn) >= _DOCUMENTS:
+                break
+            if (tokens := reader.index_tokens(index)) is not None:
+                drawn[index] = cast(np.ndarray, tokens)
+                left -= len(tokens)
+        documents = (drawn[index] for index in sorted(drawn))
+        segments = list(split_documents(documents, merge=None, segment_length=length))
+        found = fixed_sample(len(segments), limit, lambda i: (i, segments[i]))
+    number = None
+    for number, tokens in found:
+        yield reader, number, tokens
+    if number is None and limit != 0:
+        reader.check_has_tokens()
+
+
+def _numbered(number: int, tokens: Tokens | None) -> tuple[int, Tokens] | None:
+    return None if tokens is None else (number, tokens)
 
 
 def _stack(rows: list[Row]) -> Row:

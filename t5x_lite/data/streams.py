@@ -14,13 +14,12 @@ documents of that one example.
 import bisect
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
 from t5x_lite.data.features import NextFitPacker, Row, pad_example
-from t5x_lite.data.objectives.base import split_documents
 from t5x_lite.data.randomness import generator_at
 from t5x_lite.data.source import hash64
 from t5x_lite.data.tasks import Task
@@ -86,12 +85,10 @@ class TaskReader:
                 "example: all are blank or dropped by its preprocessors; check those and the keys."
             )
 
-    def in_order(self) -> Iterator[tuple[int, Tokens]]:
-        """(0, tokens), (1, tokens), ...: the records, or segments of all text, each once."""
-        found: Any = (self._tokens(i, i) for i in range(len(self.records)))
-        if self.segment_length is not None:
-            found = split_documents(found, merge=None, segment_length=self.segment_length)
-        return enumerate(filter(_any_tokens, found))
+    def index_tokens(self, index: int) -> Tokens | None:
+        """Tokens of the record at `index`, as evaluations read it; None if it has none."""
+        tokens = self._tokens(index, index)
+        return tokens if _any_tokens(tokens) else None
 
 
 def shuffled(index: int, length: int, seed: int) -> int:

@@ -129,6 +129,8 @@ def text_in_order(file: str, held_out: float = 0.1, characters: int = 4096) -> S
     The first 1 - `held_out` of its characters are cut into documents of `characters`, which are
     what is shuffled; the rest is one document.
     """
+    if not 0 <= held_out < 1:
+        raise UserError(f"held_out is {held_out}; it must be a share of the characters in [0, 1).")
     try:
         whole = epath.Path(file).expanduser().read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:

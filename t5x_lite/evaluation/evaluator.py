@@ -1,7 +1,7 @@
 """Loss, perplexity, accuracy and bits per byte on held-out data, and the baseline to beat."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,15 @@ def evaluate(
     batches: Iterable[dict[str, jax.Array]],
 ) -> dict[str, float]:
     """Runs ``eval_step`` over global batches and returns what `summarize` makes of the sums."""
+    return summarize(total_sums(eval_step, params, batches))
+
+
+def total_sums(
+    eval_step: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]],
+    params: Any,
+    batches: Iterable[dict[str, jax.Array]],
+) -> dict[str, float]:
+    """The sums that ``eval_step`` gives of global batches, added up."""
     totals: dict[str, float] = {}
     # Sums stay on the device until the end. The host runs ahead of it by some batches only: who
     # looks whether to stop, between them, must not find all of them started.
@@ -30,7 +39,23 @@ def evaluate(
     for batch_sums in jax.device_get(sums):
         for name, value in batch_sums.items():
             totals[name] = totals.get(name, 0.0) + float(value)
-    return summarize(totals)
+    return totals
+
+
+def mix(parts: Sequence[tuple[float, int, dict[str, Any]]]) -> dict[str, Any]:
+    """The sums of a mixture from (share, examples, sums) of each of its tasks.
+
+    Every example of a task weighs share / examples, so that a task counts by its rate and not by
+    how much of it is evaluated: what training would see. The weights are scaled so that those of
+    all examples add up to their number.
+    """
+    count, shares = sum(n for _, n, _ in parts), sum(share for share, _, _ in parts)
+    totals: dict[str, Any] = {}
+    for share, examples, sums in parts:
+        weight = share / shares * count / examples
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + weight * value
+    return totals
 
 
 def summarize(totals: dict[str, float]) -> dict[str, float]:
@@ -58,19 +83,24 @@ def summarize(totals: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-def unigram_baseline(batches: Iterable[Features], byte_lengths: np.ndarray) -> dict[str, float]:
-    """The loss of the best model that ignores all context, on the same target tokens.
-
-    It knows the held-out frequencies themselves (the entropy of their distribution), so no
-    unigram model can do better. {} where no tokens are predicted.
-    """
-    counts = np.zeros(len(byte_lengths), np.int64)
+def target_counts(batches: Iterable[Features], size: int) -> np.ndarray | None:
+    """How often each of ``size`` ids is a target, int64 [size]; None if no tokens are predicted."""
+    counts = np.zeros(size, np.int64)
     for batch in batches:
         side = target_side(batch)
         if f"{side}_target_tokens" not in batch:
-            return {}
+            return None
         targets = batch[f"{side}_target_tokens"][batch[f"{side}_loss_weights"] > 0]
         counts += np.bincount(targets, minlength=len(counts))
+    return counts
+
+
+def unigram_baseline(counts: np.ndarray, byte_lengths: np.ndarray) -> dict[str, float]:
+    """The loss of the best model that ignores all context, on targets with these ``counts``.
+
+    It knows the held-out frequencies themselves (the entropy of their distribution), so no
+    unigram model can do better. ``counts`` [vocabulary size] may be weighted, as `mix` weighs.
+    """
     tokens, seen = counts.sum(), counts[counts > 0]
     loss = float(-(seen * np.log(seen / tokens)).sum())
     return {

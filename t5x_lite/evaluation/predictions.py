@@ -18,19 +18,21 @@ the processes that feed them. Dimensions: B batch, N new tokens.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from t5x_lite.data.features import model_features, pad_example
+from t5x_lite.data.fixed_sample import fixed_sample
 from t5x_lite.data.reading import task_reading
-from t5x_lite.data.source import Record
+from t5x_lite.data.source import Record, Source
 from t5x_lite.data.streams import TaskReader
 from t5x_lite.data.tasks import Task
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import heads
+from t5x_lite.evaluation.metrics.base import check_installed
 from t5x_lite.inference.decoding import Method, generate, given_prompts
 from t5x_lite.inference.sampling import Greedy
 from t5x_lite.inference.scoring import log_likelihood
@@ -86,7 +88,7 @@ class Predictor:
     def predict(
         self, params: Any, task: Task, split: str = "validation", limit: int | None = None
     ) -> list[Row]:
-        """The rows of a split's first `limit` examples (None: all), in order.
+        """The rows of a split's examples, in order: of all, or of a fixed sample of `limit`.
 
         Raises:
           UserError: an objective of which there is nothing to predict; no such split; no examples.
@@ -103,7 +105,7 @@ class Predictor:
             return self._documents(params, task, split, limit)
         reader = TaskReader(task, split, 0, self._lengths)
         rows: list[Row] = []
-        examples = itertools.islice(_examples(reader), limit)
+        examples = fixed_sample(len(reader.records), limit, lambda i: _example(reader, i))
         decodes = any(needs_predictions(metric) for metric in task.metrics)
         while chunk := list(itertools.islice(examples, self._batch_size)):
             rows += self._chunk(params, task, chunk, decodes)
@@ -114,8 +116,7 @@ class Predictor:
     def _headed(self, params: Any, task: Task, split: str, limit: int | None) -> list[Row]:
         reader = TaskReader(task, split, 0, self._lengths)
         records, rows = reader.records, []
-        found = ((i, task.record(records, i)) for i in range(len(records)))
-        chosen = itertools.islice(((i, made) for i, made in found if made is not None), limit)
+        chosen = fixed_sample(len(records), limit, lambda i: _made(task, records, i))
         while chunk := list(itertools.islice(chosen, self._batch_size)):
             answers = self.answers(params, task, [made for _, made in chunk])
             for (i, made), answer in zip(chunk, answers, strict=True):
@@ -236,9 +237,8 @@ class Predictor:
         records = task.source.split(split)
         rows: list[Row] = []
         pieces: list[tuple[int, np.ndarray]] = []
-        for index in range(len(records) if limit is None else min(limit, len(records))):
-            record = task.record(records, index)
-            if record is None or not len(tokens := task.vocabulary.encode(record["text"])):
+        for index, record in fixed_sample(len(records), limit, lambda i: _made(task, records, i)):
+            if not len(tokens := task.vocabulary.encode(record["text"])):
                 continue
             length = self._lengths["targets"]
             pieces += [(len(rows), tokens[i : i + length]) for i in range(0, len(tokens), length)]
@@ -258,15 +258,32 @@ def needs_predictions(metric: Any) -> bool:
     return "target_scores" not in getattr(metric, "uses", ())
 
 
-def _examples(reader: TaskReader) -> Iterator[_Example]:
+def check_examples(task: Task, lengths: Mapping[str, int], encoder_only: bool = False) -> None:
+    """UserError if a validation example of a task with metrics can't be predicted or judged."""
+    headed = isinstance(task.objective, heads.OBJECTIVES)
+    if not task.metrics or (encoder_only and not headed):
+        return
+    check_installed(task.metrics)
+    if headed or task.objective.segment_length(dict(lengths)) is not None:
+        return
+    reader = TaskReader(task, "validation", 0, lengths)
+    next(fixed_sample(len(reader.records), 1, lambda i: _example(reader, i)), None)
+
+
+def _made(task: Task, records: Source, index: int) -> tuple[int, Record] | None:
+    """(index, record as the preprocessors make it); None if they drop it."""
+    made = task.record(records, index)
+    return None if made is None else (index, made)
+
+
+def _example(reader: TaskReader, index: int) -> _Example | None:
     task, records = reader.task, reader.records
-    for index in range(len(records)):
-        made = task.record(records, index)
-        if made is None:
-            continue
-        fields = {name: task.vocabulary.encode(made[name]) for name in ("inputs", "targets")}
-        if any(map(len, fields.values())):
-            yield _Example(index, records[index], made, reader.example(fields, index, 0))
+    if (made := task.record(records, index)) is None:
+        return None
+    fields = {name: task.vocabulary.encode(made[name]) for name in ("inputs", "targets")}
+    if not any(map(len, fields.values())):
+        return None
+    return _Example(index, records[index], made, reader.example(fields, index, 0))
 
 
 def _row(task: Task, example: _Example, score: float, lengths: Mapping[str, int]) -> Row:

@@ -22,7 +22,9 @@ def predict_samples(
     count: int,
     method: Method | None = None,
 ) -> list[dict[str, str]]:
-    """Decodes the first ``count`` held-out examples: a list of {"input", "target", "prediction"}.
+    """Decodes ``count`` held-out examples: a list of {"input", "target", "prediction"}.
+
+    They are a fixed sample of the split, in which each task of a mixture has its share.
 
     An encoder-decoder or a decoder with pairs reads the inputs; a causal LM reads the first
     half of the example and the other half is the target, or, of a conversation, the last answer.

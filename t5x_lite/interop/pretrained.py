@@ -174,6 +174,7 @@ def restore_params(
     model: TransformerConfig,
     start: bool = False,
     vocabulary: Any = None,
+    values: bool = True,
 ) -> dict[str, Any]:
     """`checkpoints.restore_params`, from folders of Hugging Face and checkpoints of T5X, too.
 
@@ -195,7 +196,7 @@ def restore_params(
     if not is_foreign(path):
         merged = bool(there) and not model.adapters
         if not merged and runs.is_fused(path) == model.fused_projections:
-            return checkpoints.restore_params(path, abstract, include)
+            return checkpoints.restore_params(path, abstract, include, values=values)
         stored = dataclasses.replace(model, fused_projections=runs.is_fused(path))
     folder = Path(path).expanduser()
     foreign = huggingface.is_folder(folder)
@@ -227,6 +228,8 @@ def restore_params(
                 f"{name} is {list(leaf.shape)} here and {list(shapes.get(name, ()))} in {path}: "
                 f"make include={include!r} leave it out, or the models alike."
             )
+    if not values:
+        return {}
     return layout.nested({name: place(tensors[name], leaf) for name, leaf in chosen.items()})
 
 

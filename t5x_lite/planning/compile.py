@@ -148,6 +148,8 @@ def trace(run: Run, devices: Sequence[Any]) -> Traced:
         seed=run.seed,
         guard=run.spike_guard,
         trainable=run.trained,
+        # A schedule's own length, which may be another one's than a plan's, changes no shape.
+        total_steps=run.total_steps if getattr(run.optimizer.schedule, "open", False) else None,
     )
     with use_mesh(setup.mesh, setup.rules):
         lowered = training.step.lower(training.abstract, setup.abstract_batch())

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 from collections.abc import Collection
 from typing import Any
 
@@ -12,6 +13,7 @@ from t5x_lite.parallel import distributed
 from t5x_lite.planning import analytic
 from t5x_lite.training import state as state_lib
 from t5x_lite.training.goodput import shares
+from t5x_lite.training.schedule_base import Schedule
 from t5x_lite.training.setup import Setup
 from t5x_lite.training.telemetry import peak_flops
 from t5x_lite.training.trackers import read_json_lines
@@ -61,6 +63,22 @@ def derived_numbers(
         "model FLOPs per step": short(flops),
         "peak FLOP/s": f"{short(peak * len(devices))}" if peak else "not known for this device",
     }
+
+
+def schedule_text(schedule: Any) -> str:
+    """A learning-rate schedule in words that stay the same from one process to the next."""
+    return (
+        repr(schedule) if isinstance(schedule, Schedule) else getattr(schedule, "__name__", "own")
+    )
+
+
+def schedule_change(before: str | None, schedule: Any, step: int) -> list[str]:
+    """What to say where a run goes on with another schedule than the one `before`."""
+    now = schedule_text(schedule)
+    if before is None or before == now:
+        return []
+    return [f"up to step {step:,} the learning rate was {before}; now it is {now}, "
+            f"{float(schedule(step)):.1e} at this step"]  # fmt: skip
 
 
 def _size(tree: Any) -> int:
@@ -152,6 +170,12 @@ def _eval_values(line: dict[str, Any]) -> dict[str, float]:
     return {k.removeprefix("eval/"): v for k, v in line.items() if k.startswith("eval/")}
 
 
+def continue_command(model_dir: str, step: int) -> str:
+    """What trains a finished run for as many steps again, for a shell."""
+    gin_file = shlex.quote(os.path.join(model_dir, "config.gin"))
+    return f"t5x_lite train --gin_file={gin_file} --gin.train.total_steps={2 * step}"
+
+
 def _summary_lines(
     model_dir: str,
     summary: dict[str, Any],
@@ -182,14 +206,14 @@ def _summary_lines(
     lines.append(f"{'checkpoint':>20}  {summary['checkpoint']}")
     lines += [f"{'page':>20}  {page}"] if page else []
     lines += ["", "Next:"]
-    gin_file = os.path.join(model_dir, "config.gin")
+    gin_file = shlex.quote(os.path.join(model_dir, "config.gin"))
     lines.append(f"  t5x_lite eval --gin_file={gin_file} --checkpoint=all")
     if samples:  # of an encoder there are none
         masked = "<extra_id_0>" in samples[0].get("input", "")
         prompt = "import <extra_id_0> as np" if masked else "def main("
         lines.append(f'  t5x_lite infer --gin_file={gin_file} --prompt="{prompt}"')
     lines += [
-        f"  t5x_lite explain {model_dir} --html=explained.html",
-        f"  t5x_lite train --gin_file={gin_file} --gin.train.total_steps={2 * summary['step']}",
+        f"  t5x_lite explain {shlex.quote(model_dir)} --html=explained.html",
+        f"  {continue_command(model_dir, summary['step'])}",
     ]
     return lines

@@ -81,7 +81,7 @@ def evaluate(
       sts: similarity of sentence vectors, judged on a table of pairs.
       confidence_samples: draws of the bootstrap, for 95 % intervals of those; 0: no intervals.
       accept_other_vocabulary: evaluate weights that were trained with another vocabulary, too.
-      total_steps: the step after which ``watch`` ends.
+      total_steps: the step after which ``watch`` ends; None: the last of the run, by its folder.
       poll_seconds, patience_seconds: how often ``watch`` looks for a checkpoint; how long it waits
         for another before it gives up.
       checkpoint: "latest", "all", "best:METRIC", steps with commas between them, or the path of a
@@ -214,10 +214,21 @@ class Waiting:
                 last = self._clock()
                 continue
             newest = self._checkpoints.latest_step()
-            finished = self._total is not None and newest is not None and newest >= self._total
+            total = self._total or self._recorded_total()
+            finished = total is not None and newest is not None and newest >= total
             if distributed.any_process(finished or self._clock() - last > self._patience):
                 return
             self._sleep(self._poll)
+
+    def _recorded_total(self) -> int | None:
+        """What the run itself wrote when it was started last."""
+        try:
+            facts = json.loads(
+                (self._checkpoints.folder.parent / "hyperparameters.json").read_text()
+            )
+            return int(facts["total_steps"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
 
 def _of_main_process(value: int) -> int:

@@ -59,6 +59,17 @@ def _default_fields() -> dict[str, Any]:
 def claim(model_dir: str, wanted: dict[str, Any]) -> None:
     """Makes the folder this run's, or checks that it already is. One process does it for all.
 
+    Raises UserError as `check` does.
+    """
+    if not check(model_dir, wanted):
+        folder = epath.Path(model_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "run.json", json.dumps(wanted, indent=1) + "\n")
+
+
+def check(model_dir: str, wanted: dict[str, Any]) -> bool:
+    """Whether the folder is this run's already; if not, it can become that.
+
     Raises:
       UserError: it holds another run (what differs is named), or files that are no run's.
     """
@@ -87,15 +98,14 @@ def claim(model_dir: str, wanted: dict[str, Any]) -> None:
                 f"or the objective have changed): put it back, take another model_dir, or remove "
                 f'"data" from {file} to go on with other batches.'
             )
-    elif others := _others(folder):
+        return True
+    if others := _others(folder):
         some = ", ".join(others[:3])
         raise UserError(
             f"{model_dir} exists and is no run's folder (no run.json, but {some}): "
             f"take another model_dir."
         )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(file, json.dumps(wanted, indent=1) + "\n")
+    return False
 
 
 def _write(file: epath.Path, text: str) -> None:

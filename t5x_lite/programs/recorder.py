@@ -67,7 +67,8 @@ class Recorder:
                 *more,
             ]
         )
-        chosen = {"config": facts.get("config", ""), "tokens_per_step": setup.tokens_per_batch}
+        chosen = {"config": facts.get("config", ""), "tokens_per_step": setup.tokens_per_batch,
+                  "total_steps": total_steps}  # fmt: skip
         self.trackers.log_hyperparameters({**numbers, **chosen})
         params = jax.tree_util.tree_leaves_with_path(setup.model.abstract_params())
         self._skipped = SkippedSteps(

@@ -21,12 +21,14 @@ from t5x_lite.parallel.mesh import MeshConfig
 from t5x_lite.parallel.rules import Rules, use_mesh
 from t5x_lite.planning.check import predicted_and_measured
 from t5x_lite.programs import describe, folder, remains, run_log
+from t5x_lite.programs import dry_run as dry
 from t5x_lite.programs.early_stopping import EarlyStopping
 from t5x_lite.programs.embed import StsEvaluation
 from t5x_lite.programs.exports import CheckpointConfig, ExportingCheckpoints
 from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.interrupt import Interrupt, Stopped
 from t5x_lite.programs.lock import Lock
+from t5x_lite.programs.periods import check_periods, period_notes
 from t5x_lite.programs.recorder import Recorder, say
 from t5x_lite.programs.weights import check_start, has_checkpoint
 from t5x_lite.training import garbage
@@ -97,6 +99,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains until ``total_steps``; continues what it finds in ``model_dir``.
 
+    ``total_steps`` is the length of the learning-rate schedule too, unless that has its own.
+
     The state is taken from, in this order: the newest sound checkpoint in ``model_dir``;
     ``initial_checkpoint``; random initialisation. All periods are in absolute steps.
 
@@ -123,7 +127,7 @@ def train(
       watchdog: when a step counts as hanging, and whether that ends the process.
       gc_period: steps between collections of Python's garbage.
       num_workers: processes that make batches; 0: this one.
-      dry_run: build everything on abstract shapes, print it, and stop.
+      dry_run: build everything on abstract shapes, print it, check data, weights and folder, stop.
       interrupt: what asks to save and stop; None: signals, while it trains.
 
     Returns:
@@ -141,12 +145,15 @@ def train(
         early_stopping = dataclasses.replace(early_stopping, model_dir=model_dir)
     if total_steps < 1:
         raise UserError(f"total_steps = {total_steps}: it must be at least 1.")
+    periods = dict(log_period=log_period, eval_period=eval_period, sample_period=sample_period)
+    check_periods(**periods, gc_period=gc_period)
 
     # ------------------------------------------------------------------- model, data, devices
     setup = set_up(model, task, lengths, batch_size, mesh, rules=rules, pack=pack)
     training = build(
         setup, optimizer, loss=loss, num_microbatches=num_microbatches, seed=seed,
         guard=spike_guard, watches=watches, trainable=Trainable(trainable, frozen, layer_decay),
+        total_steps=total_steps,
     )  # fmt: skip
     abstract, axes = training.abstract, setup.model.logical_axes()
 
@@ -154,11 +161,13 @@ def train(
     numbers = describe.derived_numbers(
         setup, abstract, total_steps, flops, num_microbatches, training.trained
     )
+    numbers["learning rate"] = describe.schedule_text(training.schedule)
+    notes = [*getattr(training.schedule, "notes", ())]
+    notes += period_notes(checkpoint, total_steps, **periods)
     if dry_run:
         with use_mesh(setup.mesh, setup.rules):
             training.step.lower(abstract, setup.abstract_batch())
         describe.print_dry_run(setup, abstract, axes, numbers)
-        return numbers
 
     # ------------------------------------------------------------------- data
     loader = BatchLoader(
@@ -173,6 +182,15 @@ def train(
     if initial_checkpoint is not None and not has_checkpoint(model_dir):
         check_start(initial_checkpoint, setup.model, task, initial_params, accept_other_vocabulary)
     identity = folder.identity(setup, seed=seed, pack=pack, data=loader.fingerprint)
+    if dry_run:
+        dry.check(
+            setup, training, loader, held_out, model_dir=model_dir, identity=identity,
+            checkpoint=checkpoint, total_steps=total_steps,
+            initial_checkpoint=initial_checkpoint, initial_params=initial_params,
+        )  # fmt: skip
+        for note in notes:
+            say(f"warning: {note}")
+        return numbers
     with contextlib.ExitStack() as stack:
         if distributed.is_main_process():
             folder.claim(model_dir, identity)
@@ -191,14 +209,17 @@ def train(
         step = restored.step if restored else 0
         last = step >= total_steps or held_out.exhausted(step)
         if last and remains.complete(model_dir, step) and not checkpoints.exports_due():
-            more = "set total_steps" if step >= total_steps else "change EarlyStopping"
-            say(f"{model_dir} is finished: step {step:,} of {total_steps:,}. More: {more}.")
+            more = f"\n  {describe.continue_command(model_dir, step)}"
+            more = more if step >= total_steps else " change EarlyStopping."
+            say(f"{model_dir} is finished: step {step:,} of {total_steps:,}. More:{more}")
             return describe.print_summary(model_dir, describe.summary(model_dir, step))
         if distributed.is_main_process():
             folder.write_description(model_dir, describe.parameter_table(abstract.params, axes))
         describe.print_start(numbers)
-        for binding in config.unused_bindings():
-            say(f"warning: nothing here uses {binding}")
+        notes += describe.schedule_change(earlier.get("schedule"), training.schedule, step)
+        notes += [f"nothing here uses {binding}" for binding in config.unused_bindings()]
+        for note in notes:
+            say(f"warning: {note}")
         if told := remains.candidates(checkpoint, eval_period):
             say(told)
         if not last:
@@ -258,7 +279,8 @@ def train(
                     data_position=distributed.gather_rows(position, setup.rows, batch_size),
                     description=identity
                     | recorder.state(ended)
-                    | {"config": config.config_text(), "reading": setup.reading.record()},
+                    | {"config": config.config_text(), "reading": setup.reading.record()}
+                    | {"schedule": numbers["learning rate"]},
                     metrics=metrics,
                 )
 

@@ -12,7 +12,8 @@ from t5x_lite import config
 from t5x_lite.data.sentencepiece_training import train_sentencepiece
 from t5x_lite.data.source import Source
 from t5x_lite.data.text_files import TextFiles
-from t5x_lite.data.vocabulary import Vocabulary
+from t5x_lite.data.trained_vocabulary import TrainedVocabulary
+from t5x_lite.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from t5x_lite.errors import UserError
 
 TASK = "train.task"  # where a run's gin file names its task
@@ -29,8 +30,11 @@ def main(args: argparse.Namespace) -> int:
         # Whole files, so that line ends are learned too, but in parts that fit in memory.
         files = TextFiles(args.input, document="file", held_out=0.0, max_document_bytes=1 << 20)
         sources: list[tuple[Any, tuple]] = [(files, ())]
+        kind = SentencePieceVocabulary.__name__
     else:
-        sources = list(task_sources(read_task(args)))
+        task = read_task(args)
+        sources = list(task_sources(task))
+        kind = vocabulary_kind(task)
     start = time.monotonic()
     trained_on = [(source.split("train"), steps) for source, steps in sources]
     total = sum(source.num_bytes for source, _ in trained_on)
@@ -59,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
             f"tokens per byte: {tokens / size:.4f} ({size / max(tokens, 1):.2f} bytes per token, "
             f"on {_size(size)} of text)"
         )
-    print(f"next: {next_command(args)}")
+    print(f"next: {next_command(args, kind)}")
     return 0
 
 
@@ -109,11 +113,20 @@ def count_tokens(vocabulary: Vocabulary, sources: list[tuple[Source, tuple]]) ->
     return tokens, size
 
 
-def next_command(args: argparse.Namespace) -> str:
+def vocabulary_kind(task) -> str:
+    """What reads the new file in the task's config: the class whose `path` it is."""
+    if callable(task) and not hasattr(task, "source"):
+        task = task()
+    leaf = task.leaves[0][0] if not hasattr(task, "source") else task
+    own = isinstance(leaf.vocabulary, TrainedVocabulary)
+    return (TrainedVocabulary if own else SentencePieceVocabulary).__name__
+
+
+def next_command(args: argparse.Namespace, kind: str) -> str:
     """The command that trains with the new vocabulary."""
     words = [f"--gin_file={name}" for name in args.gin_file or ["FILE.gin"]]
     words += [f"--gin.{binding}" for binding in args.gin_bindings]
-    words.append(f"--gin.SentencePieceVocabulary.path={os.path.abspath(args.output)}")
+    words.append(f"--gin.{kind}.path={os.path.abspath(args.output)}")
     return shlex.join(["t5x_lite", "train", *words])
 
 

@@ -12,6 +12,7 @@ from t5x_lite.models.model import Model
 from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.head_losses import HeadLoss, loss_for
 from t5x_lite.training.pair_losses import ContrastiveLoss
+from t5x_lite.training.schedule_base import Schedule
 from t5x_lite.training.setup import Setup, data_shards
 from t5x_lite.training.state import TrainState, abstract_state, init_state, key_for
 from t5x_lite.training.step import Loss, check_microbatches, make_train_step
@@ -22,6 +23,7 @@ from t5x_lite.training.watches import Watches
 class Training(NamedTuple):
     """An optimizer's transformation, the state's shapes and shardings, the jitted step.
 
+    ``schedule``: the optimizer's, for the run's length where one was given.
     ``trained``: the names of the parameters that the optimizer is for. The step donates the state,
     and returns one with the same sharding. ``watched`` is the step that looks at what ``watches``
     name, too, and is compiled when it is first called.
@@ -31,6 +33,7 @@ class Training(NamedTuple):
     abstract: TrainState
     trained: frozenset[str]
     step: Any  # (TrainState, batch) -> (TrainState, metrics)
+    schedule: Any  # step -> learning rate
     watches: Watches | None = None
     watched: Any = None
 
@@ -45,12 +48,19 @@ def build(
     guard: SpikeGuard | None = None,
     watches: Watches | None = None,
     trainable: Trainable | None = None,
+    total_steps: int | None = None,
 ) -> Training:
-    """Raises UserError if the optimizer doesn't fit the model, or the microbatches the mesh."""
+    """Raises UserError if the optimizer doesn't fit the model, or the microbatches the mesh.
+
+    ``total_steps``: the run's length, for a schedule that was given none.
+    """
     check_microbatches(setup.batch_size, num_microbatches, data_shards(setup))
     model, loss = setup.model, loss or loss_for(setup.feature_lengths) or Loss()
     loss.check(model, setup.feature_lengths, num_microbatches)
     transform, trained = (trainable or Trainable()).transform(optimizer, model)
+    schedule = optimizer.schedule
+    if total_steps is not None and isinstance(schedule, Schedule):
+        schedule = schedule.for_run(total_steps)
     abstract = abstract_state(model, transform, setup.mesh, setup.rules, guard, trained)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
@@ -58,7 +68,7 @@ def build(
         step = make_train_step(
             model,
             transform,
-            optimizer.schedule,
+            schedule,
             loss=loss,
             num_microbatches=num_microbatches,
             seed=seed,
@@ -71,9 +81,9 @@ def build(
         return jax.jit(step, donate_argnums=0, out_shardings=(shardings, metrics))
 
     if watches is None:
-        return Training(transform, abstract, trained, jitted(None))
+        return Training(transform, abstract, trained, jitted(None), schedule)
     watches.check(abstract.params)
-    return Training(transform, abstract, trained, jitted(None), watches, jitted(watches))
+    return Training(transform, abstract, trained, jitted(None), schedule, watches, jitted(watches))
 
 
 def fresh_state(

@@ -379,7 +379,11 @@ def _version(package: str) -> str | None:
 
 
 def restore_params(
-    path: str | os.PathLike, abstract_params: Any, include: str | None = None
+    path: str | os.PathLike,
+    abstract_params: Any,
+    include: str | None = None,
+    *,
+    values: bool = True,
 ) -> dict[str, Any]:
     """Restores parameters of another run, to start from them.
 
@@ -389,6 +393,7 @@ def restore_params(
         dtypes and read straight into its shardings.
       include: regular expression (searched for, as in "^encoder/") over names such as
         "encoder/layers_0/mlp/wo/kernel"; only parameters with a match are restored. None: all.
+      values: False: look at names and shapes only, and return {}.
 
     Returns:
       A nested dict of the restored parameters, and no others.
@@ -415,6 +420,8 @@ def restore_params(
         names = layout.listed(sorted(layout.by_name(abstract_params)))
         raise UserError(f"include={include!r} matches none of the parameters {names}.")
     layout.require_same(saved, layout.specs(wanted), path, dtypes=False)
+    if not values:
+        return {}
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:

@@ -124,6 +124,14 @@ class Optimizer:
             raise UserError(
                 f"{name}.clip_norm={self.clip_norm!r}, expected a norm > 0 or None for no clipping"
             )
+        for field in ("b1", "b2", "beta1", "momentum"):
+            value = getattr(self, field, None)
+            if value is not None and not 0.0 <= value < 1.0:
+                raise UserError(f"{name}.{field}={value!r}, expected a number in [0, 1)")
+        for field in ("eps", "min_parameter_scale", "clipping_threshold", "rms_scale"):
+            value = getattr(self, field, None)
+            if value is not None and not 0.0 <= value < math.inf:
+                raise UserError(f"{name}.{field}={value!r}, expected a number >= 0")
         if not 0.0 <= self.weight_decay < math.inf:
             raise UserError(f"{name}.weight_decay={self.weight_decay!r}, expected a number >= 0")
         if (dtype := getattr(self, "mu_dtype", None)) is not None:

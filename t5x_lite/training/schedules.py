@@ -4,72 +4,45 @@
     schedule(step)          # float32 scalar; step may be a Python int or a traced int32
     print(schedule)         # cosine(peak_rate=0.001, total_steps=10000, ...)
 
+    cosine(peak_rate=1e-3).for_run(10_000)  # what `train` does: the length has one owner, the run
+
+A schedule without `total_steps` takes the length of the run, and a warm-up that is too long for the
+run is shortened with a word. One that is given a length of its own keeps it: see `for_run`.
+
 Every warm-up rises linearly from step 0 to the peak, reached at `warmup_steps`. As in T5X no rate
 is ever below 1e-8, so step 0 of a warm-up is a (tiny) step. A factory raises `UserError` for rates
 that are not positive, step counts that are not whole, and a warm-up or decay that doesn't fit.
 """
 
+import itertools
 import math
-import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.training.schedule_base import (
+    MINIMUM_RATE,
+    Rate,
+    Schedule,
+    checked,
+    default_decay,
+    schedule_of,
+)
 
-MINIMUM_RATE = 1e-8
-
-
-class Schedule:
-    """A learning rate as a function of the step, printed as the call that made it."""
-
-    def __init__(
-        self,
-        rate: Callable[[jax.Array], jax.Array | float],
-        name: str,
-        arguments: Mapping[str, Any],
-    ):
-        self._rate = rate
-        self.__name__ = name
-        self.arguments = dict(arguments)
-
-    def __call__(self, step: int | jax.Array) -> jax.Array:
-        """Float32 of the step's shape; steps above 2**24 are rounded to what float32 holds."""
-        step = jnp.asarray(step, jnp.float32)
-        rate = jnp.maximum(self._rate(step), MINIMUM_RATE)
-        return jnp.broadcast_to(rate, step.shape).astype(jnp.float32)
-
-    def __repr__(self) -> str:
-        return f"{self.__name__}({', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})"
-
-
-def _checked(name: str, **arguments: Any) -> dict[str, Any]:
-    """Returns the arguments, step counts as ints, once they make sense together."""
-    for key, value in arguments.items():
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if key.endswith("_steps"):
-            if not number or value < 0 or value % 1:  # NaN and infinity: NaN % 1 is true
-                raise UserError(f"{name}: {key}={value!r}, expected a whole number of steps >= 0")
-            arguments[key] = int(value)
-        elif key.endswith("_rate"):
-            least = ">= 0" if key == "final_rate" else "> 0"
-            if not number or not 0 <= value < math.inf or (not value and key != "final_rate"):
-                raise UserError(f"{name}: {key}={value!r}, expected a learning rate {least}")
-    if arguments.get("final_rate", 0.0) > arguments.get("peak_rate", math.inf):
-        raise UserError(
-            f"{name}: final_rate={arguments['final_rate']!r} is above "
-            f"peak_rate={arguments['peak_rate']!r}; lower it, or raise the peak"
-        )
-    total, warmup = arguments.get("total_steps"), arguments.get("warmup_steps", 0)
-    decay = arguments.get("decay_steps", 0)
-    if total is not None and warmup + decay > total:
-        parts = f"warmup_steps={warmup}" + (f" + decay_steps={decay}" if decay else "")
-        raise UserError(
-            f"{name}: {parts} is more than total_steps={total}; shorten them or train longer"
-        )
-    return arguments
+__all__ = [
+    "MINIMUM_RATE",
+    "Schedule",
+    "constant",
+    "cosine",
+    "inverse_square_root",
+    "join_schedules",
+    "linear",
+    "t5_inverse_square_root",
+    "warmup_stable_decay",
+]
 
 
 def _warmup(step: jax.Array, warmup_steps: int) -> jax.Array | float:
@@ -78,7 +51,7 @@ def _warmup(step: jax.Array, warmup_steps: int) -> jax.Array | float:
 
 def constant(rate: float, warmup_steps: int = 0) -> Schedule:
     """`rate` after the warm-up. T5's fine-tuning: 0.001 without one."""
-    args = _checked("constant", peak_rate=rate, warmup_steps=warmup_steps)
+    args = checked("constant", peak_rate=rate, warmup_steps=warmup_steps)
     warmup_steps = args["warmup_steps"]
     return Schedule(
         lambda step: rate * _warmup(step, warmup_steps),
@@ -92,7 +65,7 @@ def inverse_square_root(peak_rate: float, warmup_steps: int = 10_000) -> Schedul
 
     Equal to T5X's "linear_warmup * rsqrt_normalized_decay".
     """
-    args = _checked("inverse_square_root", peak_rate=peak_rate, warmup_steps=warmup_steps)
+    args = checked("inverse_square_root", peak_rate=peak_rate, warmup_steps=warmup_steps)
     warmup_steps = args["warmup_steps"]
     knee = max(warmup_steps, 1)
 
@@ -112,7 +85,7 @@ def t5_inverse_square_root(
     1,000,000 (Raffel et al. 2020, section 3.1.2; T5X's "constant * rsqrt_decay"). `linear_warmup`
     makes the plateau a ramp (T5X's "constant * linear_warmup * rsqrt_decay").
     """
-    args = _checked("t5_inverse_square_root", base_rate=base_rate, warmup_steps=warmup_steps)
+    args = checked("t5_inverse_square_root", base_rate=base_rate, warmup_steps=warmup_steps)
     knee = max(args["warmup_steps"], 1)
 
     def rate(step: jax.Array) -> jax.Array:
@@ -124,54 +97,66 @@ def t5_inverse_square_root(
 
 def cosine(
     peak_rate: float,
-    total_steps: int,
+    total_steps: int | None = None,
     warmup_steps: int = 0,
     final_rate: float = 0.0,
     cyclic: bool = False,
 ) -> Schedule:
     """Half a cosine from the peak to `final_rate` at `total_steps` (Loshchilov & Hutter 2017).
 
-    `cyclic` starts again at the peak every total_steps - warmup_steps (T5X's "cosine_decay");
-    otherwise the rate stays at `final_rate`.
+    total_steps: None: the run's, by `for_run`. `cyclic` starts again at the peak every
+    total_steps - warmup_steps (T5X's "cosine_decay"); otherwise the rate stays at `final_rate`.
     """
-    args = _checked(
+    args = checked(
         "cosine",
         peak_rate=peak_rate,
         total_steps=total_steps,
         warmup_steps=warmup_steps,
         final_rate=final_rate,
     )
-    warmup_steps = args["warmup_steps"]
-    length = max(args["total_steps"] - warmup_steps, 1)
 
-    def rate(step: jax.Array) -> jax.Array:
-        progress = jnp.maximum(0.0, (step - warmup_steps) / length)
-        progress = progress % 1.0 if cyclic else jnp.minimum(progress, 1.0)
-        shape = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-        return _between(final_rate, peak_rate, shape) * _warmup(step, warmup_steps)
+    def make(total_steps: int, warmup_steps: int, **_: Any) -> Rate:
+        length = max(total_steps - warmup_steps, 1)
 
-    return Schedule(rate, "cosine", {**args, "cyclic": cyclic})
+        def rate(step: jax.Array) -> jax.Array:
+            progress = jnp.maximum(0.0, (step - warmup_steps) / length)
+            progress = progress % 1.0 if cyclic else jnp.minimum(progress, 1.0)
+            shape = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+            return _between(final_rate, peak_rate, shape) * _warmup(step, warmup_steps)
+
+        return rate
+
+    return schedule_of("cosine", args, make, {"cyclic": cyclic})
 
 
 def linear(
-    peak_rate: float, total_steps: int, warmup_steps: int = 0, final_rate: float = 0.0
+    peak_rate: float,
+    total_steps: int | None = None,
+    warmup_steps: int = 0,
+    final_rate: float = 0.0,
 ) -> Schedule:
-    """A straight line from the peak at `warmup_steps` to `final_rate` at `total_steps`."""
-    args = _checked(
+    """A straight line from the peak at `warmup_steps` to `final_rate` at `total_steps`.
+
+    total_steps: None: the run's, by `for_run`.
+    """
+    args = checked(
         "linear",
         peak_rate=peak_rate,
         total_steps=total_steps,
         warmup_steps=warmup_steps,
         final_rate=final_rate,
     )
-    total_steps, warmup_steps = args["total_steps"], args["warmup_steps"]
-    length = max(total_steps - warmup_steps, 1)
 
-    def rate(step: jax.Array) -> jax.Array:
-        shape = jnp.clip((total_steps - step) / length, 0.0, 1.0)
-        return _between(final_rate, peak_rate, shape) * _warmup(step, warmup_steps)
+    def make(total_steps: int, warmup_steps: int, **_: Any) -> Rate:
+        length = max(total_steps - warmup_steps, 1)
 
-    return Schedule(rate, "linear", args)
+        def rate(step: jax.Array) -> jax.Array:
+            shape = jnp.clip((total_steps - step) / length, 0.0, 1.0)
+            return _between(final_rate, peak_rate, shape) * _warmup(step, warmup_steps)
+
+        return rate
+
+    return schedule_of("linear", args, make)
 
 
 _DECAYS = {"linear": lambda p: 1.0 - p, "1-sqrt": lambda p: 1.0 - jnp.sqrt(p)}
@@ -179,7 +164,7 @@ _DECAYS = {"linear": lambda p: 1.0 - p, "1-sqrt": lambda p: 1.0 - jnp.sqrt(p)}
 
 def warmup_stable_decay(
     peak_rate: float,
-    total_steps: int,
+    total_steps: int | None = None,
     warmup_steps: int = 0,
     decay_steps: int | None = None,
     final_rate: float = 0.0,
@@ -187,36 +172,78 @@ def warmup_stable_decay(
 ) -> Schedule:
     """Warm-up, a plateau at the peak, then a short decay over the last `decay_steps`.
 
-    None: a tenth of all steps, or what the warm-up leaves when that is less.
+    total_steps: None: the run's, by `for_run`. decay_steps: None: a tenth of all steps, or what the
+    warm-up leaves when that is less.
 
     MiniCPM's schedule (Hu et al. 2024, section 4): checkpoints of the plateau can be trained on or
     decayed later. `decay` is "linear" or "1-sqrt", 1 - sqrt(progress) (Hägele et al. 2024).
     """
+    name = "warmup_stable_decay"
     if decay not in _DECAYS:
         hint = did_you_mean(str(decay), _DECAYS)
-        raise UserError(
-            f"warmup_stable_decay: decay={decay!r}, expected one of {', '.join(_DECAYS)}.{hint}"
-        )
-    if decay_steps is None:
-        given = _checked("warmup_stable_decay", total_steps=total_steps, warmup_steps=warmup_steps)
-        total_steps, warmup_steps = given["total_steps"], given["warmup_steps"]
-        decay_steps = min(total_steps // 10, total_steps - warmup_steps)
-    args = _checked(
-        "warmup_stable_decay",
+        raise UserError(f"{name}: decay={decay!r}, expected one of {', '.join(_DECAYS)}.{hint}")
+    if decay_steps is None and total_steps is not None:
+        given = checked(name, total_steps=total_steps, warmup_steps=warmup_steps)
+        decay_steps = default_decay(given["total_steps"], given["warmup_steps"])
+    args = checked(
+        name,
         peak_rate=peak_rate,
         total_steps=total_steps,
         warmup_steps=warmup_steps,
         decay_steps=decay_steps,
         final_rate=final_rate,
     )
-    warmup_steps, decay_steps = args["warmup_steps"], args["decay_steps"]
-    start = args["total_steps"] - decay_steps
 
-    def rate(step: jax.Array) -> jax.Array:
-        shape = _DECAYS[decay](jnp.clip((step - start) / max(decay_steps, 1), 0.0, 1.0))
-        return _between(final_rate, peak_rate, shape) * _warmup(step, warmup_steps)
+    def make(total_steps: int, warmup_steps: int, decay_steps: int, **_: Any) -> Rate:
+        start = total_steps - decay_steps
 
-    return Schedule(rate, "warmup_stable_decay", {**args, "decay": decay})
+        def rate(step: jax.Array) -> jax.Array:
+            shape = _DECAYS[decay](jnp.clip((step - start) / max(decay_steps, 1), 0.0, 1.0))
+            return _between(final_rate, peak_rate, shape) * _warmup(step, warmup_steps)
+
+        return rate
+
+    return schedule_of(name, args, make, {"decay": decay})
+
+
+def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    """One schedule after the other, as optax.join_schedules: how a finished run goes on.
+
+    boundaries: the steps at which the second, third, ... begin. Each counts its own steps from
+    there, and one without `total_steps` ends where the next begins, the last one with the run.
+    """
+    boundaries = list(boundaries)
+    whole = all(isinstance(b, int) and not isinstance(b, bool) for b in boundaries)
+    rising = whole and all(a < b for a, b in itertools.pairwise([0, *boundaries]))
+    if len(schedules) != len(boundaries) + 1 or not rising:
+        raise UserError(
+            f"join_schedules: {len(schedules)} schedules and boundaries={boundaries}; expected one "
+            "boundary less than schedules, whole steps above 0, each above the one before"
+        )
+    if others := [s for s in schedules if not isinstance(s, Schedule)]:
+        raise UserError(f"join_schedules: {others[0]!r} is no schedule; call one: @cosine()")
+    arguments = {"schedules": list(schedules), "boundaries": boundaries}
+
+    def fit(total_steps: int) -> Schedule:
+        if boundaries and boundaries[-1] >= total_steps:
+            raise UserError(
+                f"join_schedules: the last schedule begins at step {boundaries[-1]:,}, and the run "
+                f"ends at step {total_steps:,}; train longer, or leave it out"
+            )
+        starts, ends = [0, *boundaries], [*boundaries, total_steps]
+        parts = [s.for_run(e - b) for s, b, e in zip(schedules, starts, ends, strict=True)]
+
+        def rate(step: jax.Array) -> jax.Array:
+            found = parts[0](step)
+            for start, part in zip(starts[1:], parts[1:], strict=True):
+                found = jnp.where(step < start, found, part(step - start))
+            return found
+
+        notes = [note for part in parts for note in part.notes]
+        given = {"schedules": parts, "boundaries": boundaries}
+        return Schedule(rate, "join_schedules", given, notes=notes)
+
+    return Schedule(None, "join_schedules", arguments, fit)
 
 
 def _between(low: float, high: float, share: jax.Array) -> jax.Array:
