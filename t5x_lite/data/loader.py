@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -88,6 +89,8 @@ class BatchLoader(Iterator[Batch]):
         self._task = task
         readers = [TaskReader(leaf, split, seed, lengths) for leaf, _ in task.leaves]
         for reader in readers:
+            if multiprocessing.parent_process() is None:  # once, and not in each worker
+                reader.check_records()
             if len(reader.records) < batch_size and reader.segment_length is not None:
                 _log.warning(
                     "Task %r has %d documents for batches of %d rows: rows will hold the same "

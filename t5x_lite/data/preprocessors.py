@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from t5x_lite.data.record_text import as_text, fill, string_of
 from t5x_lite.data.source import Record, Source, digest, hash64
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import UserError, did_you_mean
@@ -37,13 +38,15 @@ class Rekey:
 class Fields:
     """Writes new records by templates over the old ones' keys.
 
-    `Fields({"inputs": "translate English to German: {en}", "targets": "{de}"})`.
+    `Fields({"inputs": "translate English to German: {en}", "targets": "{de}"})`. A field that is
+    null, a list, an object or NaN is an error unless the template says what to write of it:
+    `{stars|default(unknown)}`, `{words|join( )}` (record_text.py).
     """
 
     templates: Mapping[str, str]
 
     def __call__(self, record: Record) -> Record:
-        return {key: template.format_map(record) for key, template in self.templates.items()}
+        return {key: fill(template, record) for key, template in self.templates.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Strip:
     def __call__(self, record: Record) -> Record:
         keys = [k for k, v in record.items() if isinstance(v, str)]
         keys = keys if self.keys is None else self.keys
-        return {**record, **{key: record[key].strip() for key in keys}}
+        return {**record, **{key: string_of(record, key).strip() for key in keys}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Filter:
                 ) from error
 
     def __call__(self, record: Record) -> Record | None:
-        text = record[self.key]
+        text = string_of(record, self.key)
         too_long = self.max_characters is not None and len(text) > self.max_characters
         if len(text) < self.min_characters or too_long:
             return None
@@ -93,14 +96,17 @@ class Filter:
 
 @dataclasses.dataclass(frozen=True)
 class Concatenate:
-    """Joins the strings under `keys`, empty ones left out, into a new one under `into`."""
+    """Joins the texts under `keys` into a new one under `into`; empty, null and missing ones are
+    left out."""
 
     keys: Sequence[str]
     into: str = "text"
     separator: str = "\n"
 
     def __call__(self, record: Record) -> Record:
-        return {**record, self.into: self.separator.join(filter(None, map(record.get, self.keys)))}
+        found = {key: record.get(key) for key in self.keys}
+        texts = [as_text(value, key) for key, value in found.items() if value is not None]
+        return {**record, self.into: self.separator.join(filter(None, texts))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +134,7 @@ class Truncate:
             raise UserError(f"Truncate.length is {self.length}, expected 1 or more")
 
     def __call__(self, record: Record) -> Record:
-        text = record[self.key]
+        text = string_of(record, self.key)
         cut = slice(-self.length, None) if self.side == "left" else slice(self.length)
         if self.vocabulary is None:
             return {**record, self.key: text[cut]}
@@ -151,7 +157,7 @@ class FewShot:
       the record. The record itself is never one of its shots.
     split: of a source, such as "train"; None: all of it.
     templates: preprocessors of what is in `shots`, such as the task's own before this one.
-    shot: template of an example. query: of the record, behind them.
+    shot: template of an example. query: of the record, behind them. As of `Fields`.
     """
 
     shots: Sequence[Record] | Source
@@ -185,8 +191,8 @@ class FewShot:
         return record
 
     def __call__(self, record: Record) -> Record:
-        parts = [self.shot.format_map(shot) for shot in self._chosen(record)]
-        parts.append(self.query.format_map(record))
+        parts = [fill(self.shot, shot) for shot in self._chosen(record)]
+        parts.append(fill(self.query, record))
         return {**record, self.key: self.separator.join(parts)}
 
     def _chosen(self, record: Record) -> list[Record]:
@@ -230,7 +236,7 @@ class Chunk:
             )
 
     def __call__(self, record: Record) -> list[Record]:
-        text = record[self.key]
+        text = string_of(record, self.key)
         ends = max(len(text) - self.overlap, 1)
         starts = range(0, ends, self.length - self.overlap)
         return [{**record, self.key: text[i : i + self.length]} for i in starts]

@@ -14,6 +14,7 @@ documents of that one example.
 import bisect
 import functools
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -68,6 +69,25 @@ class TaskReader:
             rng = generator_at(self._document_rng_key, draw)
             return self._change_document(tokens, rng, self.task.vocabulary)
         return tokens
+
+    def check_records(self, most: int = 1000, seconds: float = 1.0) -> None:
+        """Raises UserError for a record that isn't what the preprocessors and the objective read.
+
+        Looks at `most` records, evenly spaced, for so many seconds: before a device is at work.
+        """
+        task, end = self.task, time.monotonic() + seconds
+        if task.source.tokenized or not (task.preprocessors or self.segment_length is None):
+            return
+        keys: Sequence[str] = ("text",)
+        if self.segment_length is None:
+            own = hasattr(task.objective, "tokens")
+            keys = () if own else getattr(task.objective, "reads", task.objective.features)
+        for index in range(0, len(self.records), max(1, len(self.records) // most)):
+            if (record := task.record(self.records, index)) is not None:
+                for key in keys:
+                    task.text(record, key, self.records, index)
+            if time.monotonic() > end:
+                return
 
     def example(self, tokens: Tokens, draw: int, offset: int) -> dict[str, np.ndarray]:
         """The example of a segment that starts at token `offset` of the draw-th document."""

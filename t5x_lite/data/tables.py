@@ -136,12 +136,13 @@ class JsonLines(_Rows):
         return _json_object(row, _raw_decode)
 
     def check(self, file: int, row: bytes) -> Record:
-        record = _json_object(row, _raw_decode)
+        record = self.parse(file, row)
         # Looking at each field takes a while: only if there may be more than were kept.
-        if row.count(b":") == len(record):
-            return record
-        most = row.count(b'":') + sum(map(row.count, (b" :", b"\t:", b"\r:", b"\n:")))
-        return record if most == len(record) else _json_object(row, _raw_decode_each_once)
+        if row.count(b":") != len(record):
+            most = row.count(b'":') + sum(map(row.count, (b" :", b"\t:", b"\r:", b"\n:")))
+            if most != len(record):
+                _json_object(row, _raw_decode_each_once)
+        return record
 
 
 def _json_object(row: bytes, raw_decode: Callable[[str], tuple[Any, int]]) -> Record:

@@ -88,7 +88,7 @@ class Task:
     def document(self, records: Source, index: int) -> np.ndarray:
         """Tokens of a record's text, int32 [tokens]; none if it is blank or dropped."""
         record = self.record(records, index)
-        tokens = self._encode(record, "text", index) if record else np.zeros(0, np.int32)
+        tokens = self._encode(record, "text", records, index) if record else np.zeros(0, np.int32)
         if len(tokens) and self.objective.document_eos:
             tokens = np.concatenate((tokens, np.array([self.vocabulary.eos_id], np.int32)))
         return tokens
@@ -101,9 +101,9 @@ class Task:
             try:
                 return own(record, self.vocabulary)
             except UserError as e:
-                raise UserError(f"Task {self.name!r}: record {index}: {e}") from e
+                raise UserError(f"Task {self.name!r}: {_place(records, index)}: {e}") from e
         names = getattr(self.objective, "reads", self.objective.features) if record else ()
-        return {name: self._encode(record, name, index) for name in names}
+        return {name: self._encode(record, name, records, index) for name in names}
 
     def example(
         self,
@@ -136,6 +136,8 @@ class Task:
                     f"Task {self.name!r}: preprocessor {name} wants the key {e} of record {index}, "
                     f"which has {_names(found)}."
                 ) from e
+            except UserError as e:
+                raise UserError(f"Task {self.name!r}: {_place(records, index)}: {e}") from e
             if record is None:
                 return None
             if not isinstance(record, Mapping):
@@ -145,21 +147,25 @@ class Task:
                 )
         return record
 
-    def _encode(self, record: Record, key: str, index: int) -> np.ndarray:
+    def _encode(self, record: Record, key: str, records: Source, index: int) -> np.ndarray:
+        if self.source.tokenized and key in record:
+            return record[key]
+        return self.vocabulary.encode(self.text(record, key, records, index))
+
+    def text(self, record: Record, key: str, records: Source, index: int) -> str:
+        """The text under a key of `record(records, index)`; UserError if there is none."""
         if key not in record:
             raise UserError(
                 f"Task {self.name!r}: record {index} has the keys {_names(record)}, expected "
                 f"{key!r}; rename it in the source or with the preprocessor Fields."
                 + did_you_mean(key, record)
             )
-        if self.source.tokenized:
-            return record[key]
         if not isinstance(record[key], str):
             raise UserError(
-                f"Task {self.name!r}: {key!r} of record {index} is "
+                f"Task {self.name!r}: {key!r} of {_place(records, index)} is "
                 f"{type(record[key]).__name__}, expected str; turn it into text in a preprocessor."
             )
-        return self.vocabulary.encode(record[key])
+        return record[key]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -273,6 +279,12 @@ class Mixture:
     @property
     def fingerprint(self) -> str:
         return digest(*((task.fingerprint, share) for task, share in self.leaves))
+
+
+def _place(records: Source, index: int) -> str:
+    """Such as "record 12 (a.jsonl line 13)"."""
+    where = records.where(index)
+    return f"record {index} ({where})" if where != f"record {index}" else where
 
 
 def _names(names) -> str:

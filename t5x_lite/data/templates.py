@@ -18,6 +18,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from t5x_lite.data.record_text import as_text, fill, integer_of, list_of, number_of, value_at
 from t5x_lite.data.source import UNLABELLED, Record
 from t5x_lite.errors import UserError, did_you_mean
 
@@ -44,13 +47,13 @@ class Classify:
     for_heads: bool = dataclasses.field(default=False, repr=False)
 
     def __call__(self, record: Record) -> Record:
-        found = [text(record[field]) for field in self.fields]
+        found = [_text(record, field) for field in self.fields]
         if self.strip_html:
             found = [re.sub(r"</?b>", "", value.replace("<br>", " ")) for value in found]
         named = (f"{name}: {value}" for name, value in zip(self.fields, found, strict=True))
         made: Record = {
             "inputs": " ".join([self.prefix, *named]),
-            "targets": class_text(record[self.label], self.labels),
+            "targets": class_text(record[self.label], self.labels, self.label),
         }
         if self.for_heads:
             made |= {"texts": found, "labels": list(self.labels)}
@@ -58,7 +61,7 @@ class Classify:
             made["choices"] = list(self.labels)
         if self.group is not None:
             paths = [self.group] if isinstance(self.group, str) else self.group
-            made["group"] = "/".join(str(_at(record, path)) for path in paths)
+            made["group"] = "/".join(_text(record, path) for path in paths)
         return made
 
 
@@ -72,14 +75,11 @@ class Rate:
     for_heads: bool = dataclasses.field(default=False, repr=False)
 
     def __call__(self, record: Record) -> Record:
-        parts = [self.prefix, *(f"{name}: {text(record[name])}" for name in self.fields)]
-        try:
-            value = float(record[self.label])
-        except ValueError as error:
-            raise UserError(f"label {record[self.label]!r} of a record is no number.") from error
+        parts = [self.prefix, *(f"{name}: {_text(record, name)}" for name in self.fields)]
+        value = number_of(record[self.label], self.label)
         made: Record = {"inputs": " ".join(parts), "targets": f"{round(value * 5) / 5:.1f}"}
         if self.for_heads:
-            made |= {"texts": [text(record[name]) for name in self.fields], "value": value}
+            made |= {"texts": [_text(record, name) for name in self.fields], "value": value}
         return made
 
 
@@ -92,10 +92,10 @@ class MarkSpans:
     for_heads: bool = dataclasses.field(default=False, repr=False)
 
     def __call__(self, record: Record) -> Record:
-        first, second = int(record["span1_index"]), int(record["span2_index"])
-        marked = _mark(text(record["text"]), text(record["span1_text"]), first, "*")
+        first, second = (integer_of(record[f"span{i}_index"], f"span{i}_index") for i in (1, 2))
+        marked = _mark(_text(record, "text"), _text(record, "span1_text"), first, "*")
         second += 2 * (first < second)  # the marks count as words now
-        marked = _mark(marked, text(record["span2_text"]), second, "#")
+        marked = _mark(marked, _text(record, "span2_text"), second, "#")
         target = class_text(record["label"], self.labels)
         made: Record = {"inputs": f"{self.prefix} {marked}", "targets": target}
         return made | ({"texts": [marked], "labels": list(self.labels)} if self.for_heads else {})
@@ -113,7 +113,7 @@ class EachAnswer:
     answers: str = "answers"
 
     def __call__(self, record: Record) -> list[Record]:
-        return [{**record, "answer": a} for a in texts(record[self.answers]) or [UNLABELLED]]
+        return [{**record, "answer": a} for a in _texts(record, self.answers) or [UNLABELLED]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +124,15 @@ class Cloze:
     """
 
     def __call__(self, record: Record) -> Record:
-        passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", text(record["passage"]))
+        passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", _text(record, "passage"))
         passage = passage.replace("\n@highlight\n", ". ")
-        answers = texts(record["answers"])
-        entities = ", ".join(texts(record["entities"]))
-        inputs = f"record query: {text(record['query'])} entities: {entities} passage: {passage}"
-        target = record.get("answer", answers[0] if answers else UNLABELLED)
-        group = "/".join(str(_at(record, f"idx/{key}")) for key in ("passage", "query"))
+        answers = _texts(record, "answers")
+        entities = ", ".join(_texts(record, "entities"))
+        inputs = f"record query: {_text(record, 'query')} entities: {entities} passage: {passage}"
+        target = answers[0] if answers else UNLABELLED
+        if "answer" in record:
+            target = _text(record, "answer")
+        group = "/".join(_text(record, f"idx/{key}") for key in ("passage", "query"))
         return {"inputs": inputs, "targets": target, "references": answers, "group": group}
 
 
@@ -150,20 +152,20 @@ class AnswerQuestion:
 
     def __call__(self, record: Record) -> Record:
         clean = space_punctuation if self.pad_punctuation else str
-        question, context = clean(text(record["question"])), clean(text(record["context"]))
-        answers = [clean(a) for a in texts(_at(record, self.answers))]
+        question, context = (clean(_text(record, key)) for key in ("question", "context"))
+        answers = [clean(a) for a in _texts(record, self.answers)]
         inputs = re.sub(r"\s+", " ", f"question: {question} context: {context}")
         target = answers[0] if answers else ""
         made: Record = {"inputs": inputs, "targets": target, "references": answers or [""]}
         return made | (self._located(record) if self.for_heads else {})
 
     def _located(self, record: Record) -> Record:
-        found, context = texts(_at(record, self.answers)), text(record["context"])
+        found, context = _texts(record, self.answers), _text(record, "context")
         try:
-            starts = [int(start) for start in _at(record, self.starts)]
-        except (KeyError, TypeError):
+            starts = [integer_of(start, self.starts) for start in value_at(record, self.starts)]
+        except (KeyError, TypeError):  # there is no such field
             starts = [context.find(answer) for answer in found]
-        made = {"question": text(record["question"]), "context": context}
+        made = {"question": _text(record, "question"), "context": context}
         return made | {"answers": found, "starts": starts}
 
 
@@ -186,22 +188,22 @@ class Choose:
 
     def __call__(self, record: Record) -> Record:
         if isinstance(self.choices, str):
-            found = texts(_at(record, self.choices))
+            found = _texts(record, self.choices)
         else:
-            found = [text(record[key]) for key in self.choices]
+            found = [_text(record, key) for key in self.choices]
         choices = [self.choice.format(c.strip()) for c in found]
-        right = _number(record[self.label], self._names(record)) - self.first
+        right = _number(record[self.label], self._names(record), self.label) - self.first
         if not 0 <= right < len(choices):
             raise UserError(
                 f"{self.label} is {record[self.label]!r}, which is none of the "
                 f"{len(choices)} choices of the record; set Choose.first or Choose.names."
             )
-        made = {"inputs": self.inputs.format_map(record), "targets": choices[right]}
+        made = {"inputs": fill(self.inputs, record), "targets": choices[right]}
         return made | {"choices": choices}
 
     def _names(self, record: Record) -> list[str] | None:
         if isinstance(self.names, str):
-            return [str(n) for n in texts(_at(record, self.names))]
+            return _texts(record, self.names)
         return None if self.names is None else list(self.names)
 
 
@@ -220,13 +222,13 @@ class TagWords:
     for_heads: bool = dataclasses.field(default=False, repr=False)
 
     def __call__(self, record: Record) -> Record:
-        words, tags = (_split(record[key]) for key in (self.tokens, self.tags))
+        words, tags = (_split(record, key) for key in (self.tokens, self.tags))
         if len(words) != len(tags):
             raise UserError(
                 f"a record has {len(words)} {self.tokens} and {len(tags)} {self.tags}; a tag is "
                 "needed for each."
             )
-        named = [class_text(tag, self.labels) for tag in tags]
+        named = [class_text(tag, self.labels, self.tags) for tag in tags]
         made: Record = {
             "inputs": f"{self.prefix} sentence: {' '.join(words)}", "targets": " ".join(named)
         }  # fmt: skip
@@ -242,58 +244,57 @@ class LastWord:
     key: str = "passage"
 
     def __call__(self, record: Record) -> Record | None:
-        before, _, word = text(record[self.key]).strip().rpartition(" ")
+        before, _, word = _text(record, self.key).strip().rpartition(" ")
         return {"inputs": before, "targets": word} if before else None
 
 
 # ------------------------------------------------------------------------------- fields of records
 
 
-def text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _text(record: Mapping[str, Any], field: str) -> str:
+    return as_text(value_at(record, field), field)
 
 
-def texts(values: Any) -> list[str]:
-    """The texts of a sequence, also of numpy's bytes as TFDS has them; a text is one."""
-    return [text(values)] if isinstance(values, str | bytes) else [text(v) for v in values]
+def _texts(record: Mapping[str, Any], field: str) -> list[str]:
+    return list_of(value_at(record, field), field)
 
 
-def _split(value: Any) -> list[str]:
-    return value.split() if isinstance(value, str) else texts(value)
+def _split(record: Mapping[str, Any], field: str) -> list[str]:
+    value = record[field]
+    return value.split() if isinstance(value, str) else _texts(record, field)
 
 
-def _at(record: Mapping[str, Any], path: str) -> Any:
-    value: Any = record
-    for part in (path,) if path in record else path.split("/"):
-        value = value[part]
-    return value
-
-
-def class_text(value: Any, labels: Sequence[str]) -> str:
+def class_text(value: Any, labels: Sequence[str], field: str = "label") -> str:
     """The text of a class: `value` is its number, also as text, a truth value or that text."""
-    if isinstance(value, str | bytes) and text(value) in labels:
-        return text(value)
-    number = _number(value, labels)
+    if isinstance(value, str | bytes) and as_text(value, field) in labels:
+        return as_text(value, field)
+    number = _number(value, labels, field)
     if number == -1:
         return UNLABELLED
     if not 0 <= number < len(labels):
-        raise UserError(f"label {value!r} of a record is none of the {len(labels)} classes.")
+        raise UserError(
+            f"label {value!r} of a record is none of the {len(labels)} classes (field {field!r})."
+        )
     return labels[number]
 
 
-def _number(value: Any, names: Sequence[str] | None) -> int:
-    if names is not None and text(value) in names:
-        return list(names).index(text(value))
-    lowered = text(value).strip().lower()
+def _number(value: Any, names: Sequence[str] | None, field: str) -> int:
+    found = as_text(value, field)
+    if names is not None and found in names:
+        return list(names).index(found)
+    lowered = found.strip().lower()
     if lowered in ("false", "true"):
         return int(lowered == "true")
+    if isinstance(value, float | np.floating):
+        # Tables make floats of a column's whole numbers where one of its rows has none.
+        return integer_of(value, field)
     try:
         return int(lowered)
     except ValueError as error:
         known = ", ".join(names or ()) or "a number"
         raise UserError(
-            f"label {text(value)!r} of a record is neither a number nor one of: {known}."
-            + did_you_mean(text(value), names or ())
+            f"label {found!r} of a record is neither a number nor one of: {known} "
+            f"(field {field!r})." + did_you_mean(found, names or ())
         ) from error
 
 
