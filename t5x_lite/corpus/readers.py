@@ -198,7 +198,7 @@ class _Counted:
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> bool:
         if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
             return False
-        said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        said = f"{type(error).__name__}: {error}".split("\n")[0][:200]
         detail = f" {self._detail}" if self._detail else ""
         if isinstance(error, Torn):
             self._problems.add("torn packed file", f"{self._name}{detail}: {error}")
