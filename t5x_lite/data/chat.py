@@ -259,16 +259,16 @@ class ChatTemplate:
         """The pieces of messages whose last one is an answer to be gone on with."""
         *before, last = check_messages(messages)
         pieces = self._prompt(before)
-        opening = str(self.assistant).partition("{content}")[0][len(self._opening) :]
+        opening = str(self.assistant).partition("{content}")[0][len(self.opening) :]
         return [*pieces, Piece(opening + last["content"], False, True, pieces[-1].exchange)]
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[Piece]:
         pieces = self.pieces(_asked(messages))
-        opening = Piece(self._opening, True, False, pieces[-1].exchange)
-        return [*pieces, opening] if self._opening else pieces
+        opening = Piece(self.opening, True, False, pieces[-1].exchange)
+        return [*pieces, opening] if self.opening else pieces
 
     @property
-    def _opening(self) -> str:
+    def opening(self) -> str:
         """What is before an answer, without spaces: those are the answer's, as tokens begin so."""
         return str(self.assistant).partition("{content}")[0].rstrip(" ")
 
@@ -288,7 +288,7 @@ class ChatTemplate:
                 found.append(Piece(own[1], False, False, exchange))
                 found.append(Piece(after, True, False, exchange))
             else:
-                opening = self._opening
+                opening = self.opening
                 closing, _, rest = after.partition("{stop}")
                 found.append(Piece(opening, True, False, exchange))
                 text = before[len(opening) :] + content + closing

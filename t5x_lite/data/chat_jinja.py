@@ -132,12 +132,11 @@ class JinjaTemplate:
             elif message["role"] == "assistant":
                 shared, whole = self._shared(messages[:k], text, True)
                 at = max(at, shared)
-                content = clean(message["content"]).strip()
-                found = text.find(content, at)
+                found, content = _shown(clean(message["content"]).strip(), text, at)
                 if found < 0:
                     raise UserError(
                         f"the chat template doesn't show message {k + 1} as it is; give its text "
-                        f"as the template shows it: {content[:40]!r}"
+                        f"as the template shows it: {message['content'][:40]!r}"
                     )
                 start, end = at if whole else found, found + len(content)
                 stop = MARKED.match(text, self._end_of_text(text, end))
@@ -191,6 +190,16 @@ class JinjaTemplate:
             ids += found
             starts += [start] * len(found)
         return np.array(ids, np.int32), np.array(starts, np.int32)
+
+
+def _shown(content: str, text: str, at: int) -> tuple[int, str]:
+    """Where an answer is shown, and how much of it: some templates leave out the reasoning before
+    it. -1: nowhere."""
+    while content:
+        if (found := text.find(content, at)) >= 0:
+            return found, content
+        content = content.partition("\n")[2].lstrip()
+    return -1, content
 
 
 def _generation_spans(rendered: str) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from t5x_lite.data.chat import ChatTemplate
 from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.interop import fusing, safetensors_files, swapped_rows, tokenizer_files
 from t5x_lite.interop.bert import Bert
@@ -132,6 +133,7 @@ def write(
     shapes: Mapping[str, Shape],
     *,
     vocabulary: Any = None,
+    template: ChatTemplate | None = None,
     dtype: np.dtype | str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -142,6 +144,7 @@ def write(
       read_parameter: name -> value; called once for each.
       shapes: the parameters' shapes by name, scanned or unrolled.
       vocabulary: what the model reads, to be written as tokenizer files; None: none are.
+      template: of conversations that it was trained on, to be written with these.
       dtype: of the weights: float32, bfloat16 or float16.
 
     Raises:
@@ -166,7 +169,7 @@ def write(
             writer.write(name, require_finite(value, f"{name} as {dtype.name}"))
             del value  # a view of a parameter, as there
         writer.close()
-        special = tokenizer_files.write(vocabulary, folder, config) if vocabulary else {}
+        special = tokenizer_files.write(vocabulary, folder, config, template) if vocabulary else {}
         values = family.write(config) | special | {"torch_dtype": dtype.name}
         write_json(folder / "config.json", values)
         if vocabulary is None and config.architecture != "encoder_only":

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from t5x_lite.data.chat import ChatTemplate
 from t5x_lite.data.tokenizer_settings import IDS
 from t5x_lite.errors import UserError
 from t5x_lite.interop import (
@@ -339,6 +340,7 @@ def save_pretrained(
     *,
     dtype: Any = "float32",
     as_causal: bool = False,
+    template: ChatTemplate | None = None,
 ) -> None:
     """Writes a model as a new folder that `AutoModel*.from_pretrained` and `AutoTokenizer` open.
 
@@ -347,6 +349,7 @@ def save_pretrained(
     The class is T5ForConditionalGeneration, LlamaForCausalLM, Qwen3ForCausalLM,
     GPT2LMHeadModel, Gemma3ForCausalLM, MixtralForCausalLM, BertForPreTraining, ..., by the model's
     settings. ``vocabulary`` None: no tokenizer files are written. ``as_causal``: as of `convert`.
+    ``template``: of the conversations that it was trained on; None: the vocabulary's own.
 
     Raises:
       UserError: the folder exists, or no class of Hugging Face computes what the model does.
@@ -360,6 +363,7 @@ def save_pretrained(
         lambda name: np.asarray(named[name]),
         {name: leaf.shape for name, leaf in named.items()},
         vocabulary=vocabulary,
+        template=template,
         dtype=dtype,
     )
 
@@ -409,7 +413,10 @@ def convert(
             vocabulary = source.vocabulary()  # whose places of ids the parameters have
         tensors = source.parameters(shapes)  # cast as they are written, layer by layer
         read = lambda name: tensors[name].all()  # noqa: E731
-        huggingface.write(to, source.config, read, shapes, vocabulary=vocabulary, dtype=dtype)
+        huggingface.write(
+            to, source.config, read, shapes, vocabulary=vocabulary, dtype=dtype,
+            template=reading.template if reading is not None and reading.marks else None,
+        )  # fmt: skip
         return
     tensors = source.parameters(shapes, dtype)
     with huggingface.new_folder(to) as folder:

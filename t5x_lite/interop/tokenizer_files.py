@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from t5x_lite.data.chat import ChatTemplate
+from t5x_lite.data.chat_export import as_jinja
 from t5x_lite.data.huggingface import HuggingFaceVocabulary
 from t5x_lite.data.tokenizer_settings import CONFIG, GENERATION, SPECIAL, TEMPLATE
 from t5x_lite.data.trained_vocabulary import TrainedVocabulary
@@ -32,11 +34,19 @@ def check_size(ids: int, rows: int, what: str) -> None:
         )
 
 
-def write(vocabulary: Vocabulary, folder: Path, config: TransformerConfig) -> dict[str, Any]:
+def write(
+    vocabulary: Vocabulary,
+    folder: Path,
+    config: TransformerConfig,
+    template: ChatTemplate | None = None,
+) -> dict[str, Any]:
     """Writes the files, `generation_config.json` among them; returns the ids of config.json.
 
     A tokenizer.json that has files beside it comes back with them, and with what they say: ids,
     lists of EOS ids, how `generate` samples, the chat template.
+
+    template: of the conversations that the model was trained on; what ends an answer in it ends a
+      text in transformers, too. None: the one in the vocabulary's files stays.
 
     Raises UserError for a vocabulary that transformers has no tokenizer for.
     """
@@ -70,6 +80,13 @@ def write(vocabulary: Vocabulary, folder: Path, config: TransformerConfig) -> di
         )
     if config.has_encoder:
         generation.setdefault("decoder_start_token_id", 0)
+    if template is not None:
+        _write_template(template, vocabulary, folder)
+        found = generation.get("eos_token_id")
+        ends = found if isinstance(found, list) else [] if found is None else [found]
+        more = [theirs(i, row) for i in template.stop_ids(vocabulary)]
+        ends = list(dict.fromkeys([*ends, *more]))
+        generation["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     if config.architecture != "encoder_only":
         _write(folder / GENERATION, dict(sorted(generation.items())))
     return special
@@ -227,6 +244,15 @@ def _write_tokenizers(vocabulary: HuggingFaceVocabulary, folder: Path, starts: b
     if starts and start in model.special:
         framed["bos_token"] = start
     _write_settings(folder, "PreTrainedTokenizerFast", tokens, sentinels, starts, **framed)
+
+
+def _write_template(template: ChatTemplate, vocabulary: Vocabulary, folder: Path) -> None:
+    """As a file of its own, which counts more than what tokenizer_config.json may say."""
+    text = as_jinja(template, vocabulary)
+    (folder / TEMPLATE).write_text(text, encoding="utf-8", newline="")
+    settings = read_json(folder / CONFIG)
+    if settings.pop("chat_template", text) != text:
+        _write(folder / CONFIG, settings)
 
 
 def is_published(vocabulary: HuggingFaceVocabulary) -> bool:
