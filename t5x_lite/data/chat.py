@@ -6,6 +6,7 @@ then users and assistants in turns. An exchange is a user's message and the answ
 
 import dataclasses
 import datetime
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
 _SHARE_GPT = {"system": "system", "human": "user", "gpt": "assistant"}
 # What may be a special token of a vocabulary, in the text of a template.
-_SPECIAL = re.compile(r"(<[^<>\s]+>|\[[A-Z_/]+\])")
+SPECIAL = re.compile(r"(<[^<>\s]+>|\[[A-Z_/]+\])")
 _CHATML = "<|im_start|>{}\n{{content}}{}\n"
 _LLAMA3 = "<|start_header_id|>{}<|end_header_id|>\n\n{{content}}{}"
 _GEMMA = "<start_of_turn>{}\n{{content}}{}\n"
@@ -134,6 +135,9 @@ class ChatTemplate:
     system_in_user: whether a system message is put in front of the first user's content.
     file: of a Jinja template as transformers has them, in the place of a name; `jinja`: its text.
     date: what such a template's `strftime_now` tells, as YYYY-MM-DD; None: today.
+
+    The start token (id 0) is read once, at the beginning of all: within a conversation, where Llama
+    2's template has it again, it is left out, as id 0 is padding.
     """
 
     name: str = "auto"
@@ -190,6 +194,12 @@ class ChatTemplate:
                 f"chat_template: give a ChatTemplate.file, or one of {', '.join(TEMPLATES)}."
             )
         return None if text is None else JinjaTemplate(text, vocabulary, self.date)
+
+    def identity(self, vocabulary: Any) -> str:
+        """Another one for each template that makes other tokens with this vocabulary."""
+        jinja = self.jinja_for(vocabulary)
+        said = f"{jinja.text}\0{jinja.date}" if jinja else repr(self)
+        return f"ChatTemplate {hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The text of messages up to where the assistant's next answer begins, by a named template.
@@ -323,7 +333,7 @@ class ChatTemplate:
             if (now := 2 * piece.exchange + piece.learnt) != label:
                 end_text()
                 label = now
-            parts = _SPECIAL.split(piece.text) if piece.markup and piece.text else [piece.text]
+            parts = SPECIAL.split(piece.text) if piece.markup and piece.text else [piece.text]
             for part in parts:
                 special = vocabulary.special_id(part) if piece.markup and part else None
                 if part is None:
@@ -354,7 +364,7 @@ def _marked(pieces: Sequence[Piece], vocabulary: Any) -> str:
     for piece in pieces:
         if (now := 2 * piece.exchange + piece.learnt) != label:
             made, label = made + CUT, now
-        for part in _SPECIAL.split(piece.text or "") if piece.markup else [piece.text]:
+        for part in SPECIAL.split(piece.text or "") if piece.markup else [piece.text]:
             special = piece.markup and part and vocabulary.special_id(part) is not None
             made += f"{MARK}{part}{END}" if special or piece.text is None else part
     return made

@@ -82,8 +82,10 @@ class Task:
 
     @property
     def steps(self) -> list[str]:
-        """The preprocessors by name, as in its fingerprint."""
-        return [getattr(p, "__qualname__", None) or repr(p) for p in self.preprocessors]
+        """The preprocessors by name, and the chat template's text: as in its fingerprint."""
+        names = [getattr(p, "__qualname__", None) or repr(p) for p in self.preprocessors]
+        template = getattr(self.objective, "template", None)
+        return names if template is None else [*names, template.identity(self.vocabulary)]
 
     def document(self, records: Source, index: int) -> np.ndarray:
         """Tokens of a record's text, int32 [tokens]; none if it is blank or dropped."""
