@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_lite.data.loader import BatchLoader
-from t5x_lite.data.objectives import CausalLM, TextToText
+from t5x_lite.data.objectives.lm import CausalLM, TextToText
+from t5x_lite.data.open_files import open_files
 from t5x_lite.data.preprocessors import (
     Chunk,
     Concatenate,
@@ -21,7 +22,7 @@ from t5x_lite.data.preprocessors import (
     Truncate,
 )
 from t5x_lite.data.record_text import as_text, fill
-from t5x_lite.data.sources import InMemory, open_files
+from t5x_lite.data.sources import InMemory
 from t5x_lite.data.tasks import Task
 from t5x_lite.data.templates import (
     AnswerQuestion,
