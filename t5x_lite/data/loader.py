@@ -265,7 +265,7 @@ def eval_examples(
             len(records), limit, lambda i: _numbered(i, reader.index_tokens(i))
         )
     elif limit is None:
-        documents = fixed_sample(len(records), None, reader.index_tokens)
+        documents: Iterator[Any] = fixed_sample(len(records), None, reader.index_tokens)
         found = enumerate(split_documents(documents, merge=None, segment_length=length))
     else:
         drawn: dict[int, np.ndarray] = {}

@@ -574,8 +574,9 @@ def test_a_source_is_read_by_index_only():
 def test_data_imports_no_jax_and_batches_need_none():
     code = """
 import sys
-from t5x_lite.data import features, loader, objectives, sources, tasks, vocabulary
-t = tasks.Task("t", sources.InMemory(["some text"] * 9), objectives.SpanCorruption(),
+from t5x_lite.data import features, loader, sources, tasks, vocabulary
+from t5x_lite.data.objectives.span import SpanCorruption
+t = tasks.Task("t", sources.InMemory(["some text"] * 9), SpanCorruption(),
                vocabulary.ByteVocabulary())
 next(loader.BatchLoader(t, lengths={"inputs": 16, "targets": 8}, batch_size=2, seed=0,
                         architecture="encoder_decoder"))

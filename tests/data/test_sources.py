@@ -396,7 +396,7 @@ sys.meta_path.insert(0, Block())
 def test_tfds_where_tensorflow_and_h5py_cannot_be_imported(tfds_dir, tmp_path):
     """Without h5py, TFDS's own look-up stops before it reaches the text datasets."""
     code = f"""
-from t5x_lite.data.sources import Tfds
+from t5x_lite.data.tfds_source import Tfds
 from t5x_lite.errors import UserError
 assert not [m for m in ("jax", "grain", "tensorflow_datasets") if m in sys.modules]
 assert len(Tfds("tiny_text", {str(tfds_dir)!r})) == 59
@@ -419,7 +419,7 @@ assert "jax" not in sys.modules
 
 def test_tfds_not_installed():
     code = """
-from t5x_lite.data.sources import Tfds
+from t5x_lite.data.tfds_source import Tfds
 from t5x_lite.errors import UserError
 try:
     len(Tfds("c4/en"))

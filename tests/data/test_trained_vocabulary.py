@@ -59,7 +59,7 @@ def test_the_folder_of_a_run_has_a_copy_that_needs_no_text(tmp_path):
 def test_one_process_trains_and_the_others_wait(tmp_path, cache):
     (tmp_path / "a.txt").write_text("\n\n".join(TEXTS))
     code = f"""
-from t5x_lite.data.sources import open_files
+from t5x_lite.data.open_files import open_files
 from t5x_lite.data.trained_vocabulary import TrainedVocabulary
 print(TrainedVocabulary(open_files({str(tmp_path / "a.txt")!r}), size=390).fingerprint)
 """
