@@ -18,7 +18,7 @@ from t5x_lite.data.chat import TEMPLATES, ChatTemplate
 from t5x_lite.data.chat_export import as_jinja
 from t5x_lite.data.chat_jinja import MARK
 from t5x_lite.data.huggingface import HuggingFaceVocabulary
-from t5x_lite.data.objectives import Chat
+from t5x_lite.data.objectives.chat import Chat
 from t5x_lite.data.reading import Reading
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.harness import Judge
