@@ -155,7 +155,7 @@ def _rows(setup: Setup, x: np.ndarray) -> np.ndarray:
 def make_example(setup: Setup, params: Any, text: str | None, target: str | None) -> Features:
     """The model features [1, length] to look at.
 
-    No text: the first held-out example. Text and target: as inputs and targets, or for a causal
+    No text: one of the held-out examples. Text and target: as inputs and targets, or for a causal
     model one behind the other. A text alone: for a causal model, the target; with sentinels in it,
     or where examples are pairs, what the model itself answers is; otherwise the objective makes an
     example of it as in training.
