@@ -112,7 +112,7 @@ def evaluate(python: str, module: list[str], model: str, arguments: str, tasks: 
     command = [
         python, *module, "run", f"--model={model}", f"--model_args={arguments}",
         f"--tasks={tasks}", f"--include_path={folder}", f"--output_path={out}", "--log_samples",
-        "--batch_size=8", "--device=cpu",
+        "--batch_size=8",
     ]  # fmt: skip
     environment = os.environ | OFFLINE | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

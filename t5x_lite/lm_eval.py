@@ -55,11 +55,14 @@ class T5XLite(TemplateLM):
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise UserError(f"batch_size={batch_size}: expected a number, 1 or more.")
-        if device not in (None, _DEFAULT_DEVICE):
-            log.warning(
+        if device is not None:
+            # The harness passes its default, too: only another one was somebody's choice.
+            log.log(
+                logging.INFO if device == _DEFAULT_DEVICE else logging.WARNING,
                 "device=%s isn't used: JAX takes the accelerator that it finds, or what "
-                "JAX_PLATFORMS in the environment names (cpu, cuda, tpu).", device,
-            )  # fmt: skip
+                "JAX_PLATFORMS in the environment names (cpu, cuda, tpu).",
+                device,
+            )
         self._judge: Judge = open_judge(
             str(path), str(checkpoint), int(batch_size), max_length, dtype
         )

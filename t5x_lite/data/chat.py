@@ -78,8 +78,10 @@ def messages_of(record: Mapping[str, Any]) -> list[Message]:
     return check_messages(found)
 
 
-def check_messages(messages: Any) -> list[Message]:
+def check_messages(messages: Any, empty: bool = False) -> list[Message]:
     """The messages, their contents as text (a list of parts {"type": "text", "text"} is joined).
+
+    empty: whether a content may be empty.
 
     Raises:
       UserError: no list of messages, an unknown role, no content, or a role out of turn.
@@ -99,7 +101,7 @@ def check_messages(messages: Any) -> list[Message]:
         if isinstance(content, list):
             parts = [p.get("text") if isinstance(p, Mapping) else None for p in content]
             content = "".join(parts) if all(isinstance(p, str) for p in parts) else None
-        if not isinstance(content, str) or not content.strip():
+        if not isinstance(content, str) or not (empty or content.strip()):
             raise UserError(f"message {number}, of the {role}, has no text as its content")
         before = made[-1]["role"] if made else None
         wanted = {None: ("system", "user"), "user": ("assistant",)}.get(before, ("user",))
@@ -215,23 +217,23 @@ class ChatTemplate:
                 "a conversation as plain text (LastAnswer) needs a template without marks of its "
                 f"own: set ChatTemplate.name to one of {', '.join(TEMPLATES)}."
             )
-        return "".join(p.text for p in self._prompt(messages) if p.text is not None)
+        return "".join(p.text for p in self._prompt(_asked(messages)) if p.text is not None)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], vocabulary: Any) -> np.ndarray:
         """int32 [tokens]: as in training, without a start token. Errors as of `prompt`."""
         if jinja := self.jinja_for(vocabulary):
             return jinja.ids(jinja.prompt(_asked(messages)))
-        return self._encode(self._prompt(messages), vocabulary)[0]
+        return self._encode(self._prompt(_asked(messages)), vocabulary)[0]
 
     def marked(self, messages: Sequence[Mapping[str, Any]], vocabulary: Any) -> str:
         """`prompt_ids` as text, for what takes text alone: `encode_marked` gives the same ids, with
         more text behind it, too. If the last message is the assistant's, it is to be gone on with.
         """
-        unfinished = check_messages(messages)[-1]["role"] == "assistant"
+        checked = check_messages(messages, empty=True)  # of the harness, whose questions may be
+        unfinished = checked[-1]["role"] == "assistant"
         if jinja := self.jinja_for(vocabulary):
-            given = check_messages(messages)
-            return jinja.unfinished(given) if unfinished else jinja.prompt(given)
-        pieces = self._unfinished(messages) if unfinished else self._prompt(messages)
+            return jinja.unfinished(checked) if unfinished else jinja.prompt(checked)
+        pieces = self._unfinished(checked) if unfinished else self._prompt(checked)
         return _marked(pieces, vocabulary) + CUT * (not unfinished)
 
     def encode_marked(self, text: str, vocabulary: Any) -> np.ndarray:
@@ -265,15 +267,15 @@ class ChatTemplate:
             return jinja.encode(messages)
         return self._encode(self.pieces(messages), vocabulary)
 
-    def _unfinished(self, messages: Sequence[Mapping[str, Any]]) -> list[Piece]:
+    def _unfinished(self, messages: Sequence[Message]) -> list[Piece]:
         """The pieces of messages whose last one is an answer to be gone on with."""
-        *before, last = check_messages(messages)
+        *before, last = messages
         pieces = self._prompt(before)
         opening = str(self.assistant).partition("{content}")[0][len(self.opening) :]
         return [*pieces, Piece(opening + last["content"], False, True, pieces[-1].exchange)]
 
-    def _prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[Piece]:
-        pieces = self.pieces(_asked(messages))
+    def _prompt(self, messages: Sequence[Message]) -> list[Piece]:
+        pieces = self.pieces(messages)
         opening = Piece(self.opening, True, False, pieces[-1].exchange)
         return [*pieces, opening] if self.opening else pieces
 

@@ -1,13 +1,20 @@
 """Likelihoods and texts for lm-evaluation-harness, against the plain computation."""
 
 import dataclasses
+import json
+import re
+import shlex
+import sys
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
+from t5x_lite import cli, config
+from t5x_lite.data.chat import ChatTemplate
 from t5x_lite.data.vocabulary import ByteVocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.harness import Judge, Pair
@@ -125,3 +132,79 @@ def test_the_harness_knows_the_model(lm, monkeypatch):
     assert model.generate_until(instances("generate_until", ("a", options))) == lm.write(
         ["a"], 6, ["\n"]
     )
+
+
+SMALL = [
+    "VOCABULARY=@ByteVocabulary()", "VOCABULARY_SIZE=384", "TransformerConfig.embed_dim=16",
+    "TransformerConfig.num_heads=2", "TransformerConfig.head_dim=8", "TransformerConfig.mlp_dim=16",
+    "TransformerConfig.num_decoder_layers=1", "BATCH_SIZE=8", "TOTAL_STEPS=1", "WARMUP_STEPS=1",
+    'LENGTHS={"targets": 96, "learnt": 96}', "CheckpointConfig.period=1", "train.eval_period=1",
+    "train.eval_batch_count=1",
+]  # fmt: skip
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: examples.jsonl
+test_split: train
+output_type: {kind}
+doc_to_text: "{text}"
+doc_to_target: "{target}"
+"""
+
+
+def test_the_printed_command_runs(tmp_path, monkeypatch, capsys):
+    """As it is in the docs, with tasks of these names that need no network; then with a chat
+    template, whose marks reach the model as training had them."""
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness isn't installed")
+    from t5x_lite import lm_eval as ours
+
+    page = (Path(__file__).parents[2] / "docs" / "fine_tuning.md").read_text()
+    [block] = [b for b in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "lm_eval run" in b]
+    [line] = [x for x in block.replace("\\\n", " ").split("\n") if x.startswith("python")]
+    printed = shlex.split(line)[3:]
+    assert "--device" not in line
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    answer = {"role": "assistant", "content": "Hello."}
+    talks = [[{"role": "user", "content": f"hi {i}"}, answer] for i in range(60)]
+    Path("talks.jsonl").write_text("".join(json.dumps({"messages": t}) + "\n" for t in talks))
+    words = ["train", "--gin_file=recipes/finetune_chat.gin", "--gin.DATA='talks.jsonl'",
+             "--gin.MODEL_DIR='runs/quickstart_lm'"]  # fmt: skip
+    with config.fresh():
+        assert cli.main([*words, *(f"--gin.{x}" for x in SMALL)]) == 0, capsys.readouterr().err
+    example = {"context": "one", "choices": ["a", "b"], "gold": 0}
+    Path("examples.jsonl").write_text((json.dumps(example) + "\n") * 2)
+    Path("tasks").mkdir()
+    ranked = "doc_to_choice: choices\nmetric_list:\n  - metric: acc\n"
+    rolling = "metric_list:\n  - metric: byte_perplexity\n"
+    Path("tasks/a.yaml").write_text(
+        TASK.format(name="hellaswag", kind="multiple_choice", text="{{context}}", target="gold")
+        + ranked
+    )
+    Path("tasks/b.yaml").write_text(
+        TASK.format(name="wikitext", kind="loglikelihood_rolling", text="", target="{{context}}")
+        + rolling
+    )
+    seen = []
+    score = Judge.score
+    monkeypatch.setattr(
+        Judge, "score", lambda self, pairs: seen.extend(pairs) or score(self, pairs)
+    )
+
+    def run(*more: str) -> str:
+        with config.fresh():
+            words = [*printed, "--include_path", "tasks", *more]
+            monkeypatch.setattr(sys, "argv", ["lm_eval", *words])
+            assert ours.main() == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    out = run()
+    assert re.search(r"hellaswag.*acc", out) and re.search(r"wikitext.*byte_perplexity", out)
+    seen.clear()
+    run("--apply_chat_template")
+    user = [{"role": "user", "content": "one"}]
+    prompt = ChatTemplate("plain").prompt_ids(user, VOCABULARY).tolist()
+    assert [0, *prompt] in [pair.context for pair in seen]
