@@ -66,6 +66,10 @@ def counted(folder: Path, refused: bool) -> dict:
             found, said = compute(read.config), None
         except UserError as error:
             found, said = None, str(error).replace(str(folder), "")
+        except Exception as error:  # noqa: BLE001
+            print(f"  {folder.name}: {type(error).__name__} {what}: {str(error)[:100]}")
+            counts["differing"] += 1
+            continue
         outcome = judged(edit, found, theirs.get(f"e{i}"))
         counts[outcome] += 1
         if outcome == "differing" or (i == 0 and outcome != "equal"):
@@ -90,8 +94,9 @@ def judged(edit: dict, ours: np.ndarray | None, theirs: np.ndarray | None) -> st
 
 def logits(folder: Path, config: tl.TransformerConfig) -> np.ndarray:
     """What the folder's model computes here on the ids that config_edits.py drew."""
-    model, params, _ = tl.from_pretrained(folder, dtype="float32", scan_layers=False)
-    assert model.config == dataclasses.replace(config, dtype="float32", scan_layers=False)
+    settings = dict(dtype="float32", scan_layers=False)
+    model, params, _ = tl.from_pretrained(folder, vocabulary="none", **settings)
+    assert model.config == dataclasses.replace(config, **settings)
     rng = np.random.default_rng(3)
     x, y = (jnp.asarray(rng.integers(8, 61, (2, size)), jnp.int32) for size in (15, 11))
     batch = {"encoder_input_tokens": x}

@@ -171,8 +171,22 @@ class TransformerConfig:
             raise UserError(
                 f"relative_bias_per_layer with positions = {self.positions!r}: expected 'relative'."
             )
+        if self.positions == "relative":
+            self._check_buckets()
         if self.attention_scalar is not None and not self.attention_scalar > 0:
             raise UserError(f"attention_scalar = {self.attention_scalar}: it must be above 0.")
+
+    def _check_buckets(self) -> None:
+        """Half of a decoder's buckets are exact distances; of an encoder's, half of each side's."""
+        shares = {4} if self.num_encoder_layers else set()
+        shares |= {2} if self.num_decoder_layers else set()
+        for exact in (self.relative_buckets // share for share in shares):
+            if exact < 1 or self.relative_max_distance in (0, exact):
+                raise UserError(
+                    f"relative_buckets = {self.relative_buckets} with relative_max_distance = "
+                    f"{self.relative_max_distance}: expected 4 or more (a decoder alone: 2), and a "
+                    f"distance above half of them."
+                )
 
     def has_window(self, layer: int) -> bool:
         """Whether the decoder's layer (from 0) sees `attention_window` tokens only."""

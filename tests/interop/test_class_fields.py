@@ -86,6 +86,7 @@ def test_every_model_type_has_its_table():
         ("gpt2", {"position_embedding_type": "rope"}, "position_embedding_type = 'rope'"),
         ("t5_1_1", {"dense_act_fn": "quick_gelu"}, "dense_act_fn = 'quick_gelu' isn't known"),
         ("t5_1_1", {"is_gated_act": None}, "is_gated_act is null"),
+        ("t5_1_1", {"relative_attention_num_buckets": 2}, "relative_buckets = 2 with relative_max"),
         ("t5_1_1", {"num_hidden_layers": 5}, "num_hidden_layers = 5"),
         ("t5_1_1", {"scale_decoder_outputs": True}, "scales the decoder's output and has a head"),
     ],
