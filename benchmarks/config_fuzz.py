@@ -11,7 +11,8 @@ Counts, for each base, the edits that are
   drawn       opened there with weights drawn at random, and refused here
   differing   opened by both, with other logits, or here where transformers draws weights: the goal
               is none
-and names each that differs, each exception that isn't a UserError, and with --refused the refusals.
+--golden writes some of those that matter, for tests/interop/test_class_fields.py.
+It names each that differs, each exception that isn't a UserError, and with --refused the refusals.
 """
 
 import argparse
@@ -32,6 +33,8 @@ from t5x_lite.interop import huggingface
 
 OUTCOMES = ("equal", "refused", "both", "there", "drawn", "differing")
 CLOSE = 5e-5
+KEPT = {"equal": 3, "refused": 5}
+GOLDEN = Path(__file__).resolve().parent.parent / "tests/golden/huggingface"
 
 
 def main() -> None:
@@ -41,14 +44,21 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="what config_edits.py has written")
     parser.add_argument("bases", nargs="*", help="some of its bases; none: all")
     parser.add_argument("--refused", action="store_true", help="print what is refused here only")
+    parser.add_argument("--golden", type=Path, help="a file for edits of golden models")
     parser.add_argument("--json", help="a file for the counts")
     args = parser.parse_args()
     bases = args.bases or sorted(p.parent.name for p in args.folder.glob("*/logits.npz"))
-    report((counted(args.folder / base, args.refused) for base in bases), table, args.json)
+    kept: dict[str, list] = {}
+    report((counted(args.folder / b, args.refused, kept) for b in bases), table, args.json)
+    if args.golden:
+        args.golden.write_text("{" + ",\n".join(
+            f'"{base}": [\n' + ",\n".join(map(json.dumps, edits)) + "]"
+            for base, edits in sorted(kept.items()) if (GOLDEN / base).exists()
+        ) + "}\n")  # fmt: skip
 
 
-def counted(folder: Path, refused: bool) -> dict:
-    """The outcomes of one base's edits."""
+def counted(folder: Path, refused: bool, kept: dict[str, list]) -> dict:
+    """The outcomes of one base's edits. kept: takes some that change the logits there."""
     base = json.loads((folder / "base/config.json").read_text())
     edits = json.loads((folder / "edits.json").read_text())
     theirs = np.load(folder / "logits.npz")
@@ -72,11 +82,28 @@ def counted(folder: Path, refused: bool) -> dict:
             continue
         outcome = judged(edit, found, theirs.get(f"e{i}"))
         counts[outcome] += 1
+        if edit.get("drawn") == []:
+            keep(kept.setdefault(folder.name, []), outcome, edit, theirs[f"e{i}"], theirs["e0"])
         if outcome == "differing" or (i == 0 and outcome != "equal"):
             print(f"  {folder.name}: DIFFERING {what} {edit.get('drawn', '')}")
         if refused and outcome in ("refused", "there"):
             print(f"  {folder.name}: {outcome} {what}: {said or edit['refused']}")
     return {"base": folder.name, "edits": len(edits), **counts}
+
+
+def keep(kept: list, outcome: str, edit: dict, found: np.ndarray, base: np.ndarray) -> None:
+    """A few edits that transformers reads as something else than the base: logits, or refused."""
+    if np.abs(found - base).max() < 1e-3 * np.abs(base).max():
+        return
+    row = [
+        edit["drop"],
+        edit["set"],
+        outcome,
+        found[:, -1, :8].ravel().astype(float).round(5).tolist(),
+    ]
+    alike = sum(other[2] == outcome for other in kept)
+    if alike < KEPT.get(outcome, 0) and row[3] not in [other[3] for other in kept]:
+        kept.append(row)
 
 
 def judged(edit: dict, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
