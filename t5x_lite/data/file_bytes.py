@@ -19,7 +19,7 @@ MEMORY_BYTES = 128 << 20
 BLOCK_BYTES = 1 << 24  # bytes looked at together while a file is indexed
 BOM = b"\xef\xbb\xbf"
 _CHUNK = 1 << 20
-_CHECK_SECONDS = 0.1
+_LOOK_SECONDS = 0.1  # between two looks at whether an open file has changed
 
 
 class FileBytes:
@@ -27,13 +27,15 @@ class FileBytes:
 
     A mapped file would be a little faster, but kills the process (SIGBUS) when it is cut short.
     name: what messages call the file. Raises UserError if it has become shorter, or can't be read.
+    `on_change` is called by a read that finds that the file was written to.
     """
 
     def __init__(self, path: str, name: str):
         self._name, self._file = name, os.open(path, os.O_RDONLY)
         self._version = _version(os.fstat(self._file))
         self._size = self._version[0]
-        self._next_check = 0.0
+        self._next_look = 0.0
+        self.on_change: Callable[[], Any] = lambda: None
 
     def __len__(self) -> int:
         return self._size
@@ -42,6 +44,10 @@ class FileBytes:
         begin, end = span.start or 0, span.stop
         if end is None or end > self._size:
             end = self._size
+        if (now := time.monotonic()) >= self._next_look:
+            self._next_look = now + _LOOK_SECONDS
+            if self.has_changed():
+                self.on_change()
         try:
             data = _pread(self._file, max(end - begin, 0), begin)
             while len(data) < end - begin:  # one call gives 2 GB at most
@@ -58,13 +64,8 @@ class FileBytes:
         return data
 
     def has_changed(self) -> bool:
-        """Whether it was written to since it was opened; looked up ten times a second at most."""
-        now = time.monotonic()
-        if now >= self._next_check:
-            if _version(os.fstat(self._file)) != self._version:
-                return True
-            self._next_check = now + _CHECK_SECONDS
-        return False
+        """Whether it was written to since it was opened."""
+        return _version(os.fstat(self._file)) != self._version
 
     def __del__(self) -> None:
         if hasattr(self, "_version"):

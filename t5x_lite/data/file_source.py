@@ -108,7 +108,7 @@ class FileSource(HashSplit):
         self._unpacked: dict[int, Bytes] = {}
         # An open file holds a descriptor, so there can't be one for each of thousands of files.
         self._opened = functools.lru_cache(maxsize=64)(lambda file: self._open(file, None))
-        self._suspect: set[int] = set()
+        self._suspect: set[int] = set()  # files that were written to since they were indexed
 
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k not in _OPENED}
@@ -139,16 +139,11 @@ class FileSource(HashSplit):
             data = open_bytes(path, self._in_memory, bad)
         except OSError as e:
             raise UserError(f"{path} can't be read now: {e}.") from e
-        if isinstance(data, bytes):
+        if isinstance(data, FileBytes):
+            data.on_change = functools.partial(self._suspect.add, file)
+        else:
             self._unpacked[file] = data
         return data
-
-    def _may_have_changed(self, file: int) -> bool:
-        """Whether the file was written to since it was indexed."""
-        data = self._unpacked.get(file) or self._opened(file)
-        if type(data) is FileBytes and data.has_changed():
-            self._suspect.add(file)
-        return file in self._suspect
 
     def _check_unchanged(self, file: int, index: int, begin: int, end: int) -> None:
         """Raises UserError if a record isn't what it was. A file that grew may go on growing."""
@@ -201,9 +196,16 @@ class FileSource(HashSplit):
 
     def __getitem__(self, index: int) -> Record:
         begin, end, file = self._records["places"][index].tolist()
-        if self._may_have_changed(file):
+        try:
+            record = self.read(file, begin, end)
+        except UserError:
+            raise
+        except Exception:  # as of a parser; what `scan` let through can be read
             self._check_unchanged(file, index, begin, end)
-        return self.read(file, begin, end)
+            raise
+        if file in self._suspect:
+            self._check_unchanged(file, index, begin, end)
+        return record
 
     def where(self, index: int) -> str:
         begin, _, file = self._records["places"][index].tolist()

@@ -118,8 +118,8 @@ class Parquet(FileSource):
             types = {field.name: _kind(arrow, field.type) for field in schema}
             return list(schema.names), types, parquet.metadata.num_rows
 
-    def _may_have_changed(self, file: int) -> bool:
-        return False  # what is read was unpacked when the file was indexed
+    def _check_unchanged(self, *arguments) -> None:
+        """What is read was unpacked when the file was indexed."""
 
     def _table(self, file: int) -> Any:
         if file not in self._tables:

@@ -163,6 +163,12 @@ class ArrayRecords(_Binary):
         return np.stack([np.arange(count), np.arange(1, count + 1)], 1)
 
     def raw(self, file: int, spans: np.ndarray) -> Sequence[bytes]:
+        # Each time: of a file that was cut short, the reader gives empty records without an error.
+        try:
+            if file_version(local_copy(self.paths[file])) != self._versions[file]:
+                self._suspect.add(file)
+        except OSError:
+            self._suspect.add(file)
         try:
             return self._readers(file).read(spans[:, 0].tolist())
         except (RuntimeError, ValueError, IndexError) as e:
@@ -170,13 +176,6 @@ class ArrayRecords(_Binary):
                 f"{self.paths[file]} can't be read: {' '.join(str(e).split())[:200]}. If it was "
                 "written to, bring the old file back; else fetch it again."
             ) from e
-
-    def _may_have_changed(self, file: int) -> bool:
-        # Each time: of a file that was cut short, the reader gives empty records without an error.
-        try:
-            return file_version(local_copy(self.paths[file])) != self._versions[file]
-        except OSError:
-            return True
 
 
 def open_array_record(path: str) -> Any:

@@ -22,7 +22,7 @@ import numpy as np
 
 from t5x_lite.data.features import NextFitPacker, Row, pad_example
 from t5x_lite.data.randomness import generator_at
-from t5x_lite.data.source import hash64
+from t5x_lite.data.source import Source, hash64
 from t5x_lite.data.tasks import Task
 from t5x_lite.errors import UserError
 
@@ -70,11 +70,21 @@ class TaskReader:
             return self._change_document(tokens, rng, self.task.vocabulary)
         return tokens
 
-    def check_records(self, most: int = 1000, seconds: float = 1.0) -> None:
+    def check_records(self, most: int = 1000, seconds: float = 0.5) -> None:
         """Raises UserError for a record that isn't what the preprocessors and the objective read.
 
-        Looks at `most` records, evenly spaced, for so many seconds: before a device is at work.
+        Looks at `most` records of this split and of the validation split, evenly spaced, for so
+        many seconds each: before a device is at work.
         """
+        self._check(self.records, most, seconds)
+        try:
+            validation = self.task.source.split("validation")
+            len(validation)
+        except UserError:  # there is none, which matters to an evaluation alone
+            return
+        self._check(validation, most, seconds)
+
+    def _check(self, records: Source, most: int, seconds: float) -> None:
         task, end = self.task, time.monotonic() + seconds
         if task.source.tokenized or not (task.preprocessors or self.segment_length is None):
             return
@@ -82,10 +92,10 @@ class TaskReader:
         if self.segment_length is None:
             own = hasattr(task.objective, "tokens")
             keys = () if own else getattr(task.objective, "reads", task.objective.features)
-        for index in range(0, len(self.records), max(1, len(self.records) // most)):
-            if (record := task.record(self.records, index)) is not None:
+        for index in range(0, len(records), max(1, len(records) // most)):
+            if (record := task.record(records, index)) is not None:
                 for key in keys:
-                    task.text(record, key, self.records, index)
+                    task.text(record, key, records, index)
             if time.monotonic() > end:
                 return
 

@@ -25,7 +25,7 @@ KINDS = ["a.txt", "a.jsonl", "a.csv", "a.tsv", "a.tfrecord", "a.array_record"]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("T5X_LITE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(file_bytes, "_CHECK_SECONDS", 0)
+    monkeypatch.setattr(file_bytes, "_LOOK_SECONDS", 0)
 
 
 @pytest.fixture(params=KINDS)
