@@ -29,6 +29,10 @@ make_venv() {
 # ---------------------------------------------------------------- for the scripts that launch
 
 dry_run=""
+# What training ends with when it was asked to stop and has saved: it isn't finished, the same command
+# continues (t5x_lite/exit_status.py).
+# shellcheck disable=SC2034 # read by the scripts that source this
+saved_status=143
 left_behind="" # what goes on costing money or running when a script fails, and how to end it
 
 die() {

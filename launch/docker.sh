@@ -4,9 +4,11 @@
 #   bash launch/docker.sh build --tag=IMAGE --device=gpu
 #   bash launch/docker.sh push --tag=IMAGE
 #   bash launch/docker.sh run --tag=IMAGE --device=gpu --folder=runs -- train \
-#     --gin_file=recipes/quickstart.gin --gin.MODEL_DIR=/mnt/runs/mine
+#     --gin_file=recipes/quickstart.gin --gin.MODEL_DIR=./runs/mine
 #
-# Flags: --tag, --device=tpu|gpu (default: gpu), --folder (of this machine, at /mnt/NAME), --dry_run
+# `docker stop` has training save; it ends with status 143, saved and not finished.
+# Flags: --tag, --device=tpu|gpu (default: gpu), --folder (of this machine, at /work/NAME:
+# where commands run), --dry_run
 # (prints the commands). After --: a command of `t5x_lite`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -27,7 +29,7 @@ case "$command" in
     mounts=()
     if [[ -n "$folder" ]]; then
       folder="$(cd "$folder" && pwd)" || die "--folder: no such folder"
-      mounts=(--volume="$folder:/mnt/$(basename "$folder")")
+      mounts=(--volume="$folder:/work/$(basename "$folder")")
     fi
     run docker run --rm --init --shm-size=2g --stop-timeout=300 "${devices[@]}" "${mounts[@]}" "$tag" \
       "${flags[@]}"

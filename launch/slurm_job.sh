@@ -3,18 +3,22 @@
 # time is up before training is finished.
 set -uo pipefail
 
+saved_status=143 # of training that was asked to stop and has saved: common.sh isn't here
+
 srun --kill-on-bad-exit=1 "$@" &
 tasks=$!
 again=""
-trap 'again=1; kill -TERM "$tasks"' USR1 # srun passes it on; training saves and exits with 0
-trap 'kill -TERM "$tasks"' TERM
+# To the step, not to srun, which answers SIGTERM with SIGKILL to all tasks.
+trap 'again=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
+trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
 until ! kill -0 "$tasks" 2>/dev/null; do
   wait "$tasks" # a signal ends this, not the tasks
 done
 wait "$tasks"
 status=$?
-if [[ -n "$again" ]] && ((status == 0)); then
-  echo "== time is up: in the queue again, to continue =="
+# With --kill-on-bad-exit the first task that ends in this way ends the others, which have saved, too.
+if [[ -n "$again" ]] && ((status == saved_status)); then
+  echo "== time is up: saved, and in the queue again, to continue =="
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

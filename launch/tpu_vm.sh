@@ -10,18 +10,18 @@
 #           and called again, it goes on where things are: training isn't started twice.
 #   status  of the request for the slice
 #   logs    follows training
-#   stop    ends training after the current step, saved; the slice stays
+#   stop    ends training, saved; the slice stays, and `run` elsewhere ends, too
 #   delete  the slice and the request for it
 # Flags: --name, --zone, --accelerator, --runtime (default: by accelerator), --project,
 # --service_account, --spot, --restarts=N (on the hosts, after crashes in a row; default 3),
 # --delete_after (training is finished), --poll=SECONDS, --settle=SECONDS (after a loss, until the
-# lost hosts' lock on the run's folder is stale; default 320), --dry_run (prints the commands).
+# lost hosts' lock on the run's folder is stale; default 0: training finds out by itself), --dry_run (prints the commands).
 # After --: the flags of `t5x_lite train`. gs://BUCKET in them is read through gcsfuse.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name="" zone="" accelerator="" runtime="" project="" service_account="" spot="" delete_after=""
-restarts=3 poll=30 settle=320 command="${1:-}"
+restarts=3 poll=30 settle=0 command="${1:-}"
 (($#)) || { usage >&2 && exit 2; }
 [[ "$command" == -* ]] || shift
 parse_flags "name zone accelerator runtime project service_account spot? delete_after? restarts poll settle" "$@"
@@ -126,7 +126,16 @@ train() {
     attempt || status=$?
     ((status != 0)) || return 0
     ((status != 2)) || exit 2 # a mistake in the command: it would come again
-    if [[ "$(state)" != ACTIVE ]]; then
+    if ((status == saved_status)); then
+      # The machine is about to be taken away, which said so to training; or somebody wants it to end.
+      echo "== training was asked to stop, and has saved ==" >&2
+      if [[ "$(on_hosts 0 stopped 2>/dev/null)" == yes ]]; then
+        echo "== by \`tpu_vm.sh stop\`: not started again. The same command continues. ==" >&2
+        exit "$saved_status"
+      fi
+      sleep "$poll"
+      [[ "$(state)" == ACTIVE ]] || { echo "== the slice is gone: asking for another ==" >&2; lost=0 lost_at=$SECONDS; }
+    elif [[ "$(state)" != ACTIVE ]]; then
       echo "== the slice is gone: asking for another ==" >&2
       lost=0 lost_at=$SECONDS
     elif ((status == 255 && ++lost < 20)); then # ssh's: hosts that are starting or being taken away

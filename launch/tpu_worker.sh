@@ -4,10 +4,12 @@
 #   start FLAGS    starts training in the background, so that it outlives the connection
 #   follow         shows the log until training ends, and exits as it did
 #   stop           asks training to save and end, and waits for it
+#   stopped        says "yes" if it was `stop` that ended it
 set -euo pipefail
 home="${T5X_LITE_HOME:-$HOME}"
 buckets="$home/gs"
 log="$home/train.log" pid_file="$home/train.pid" status_file="$home/train.status"
+stop_file="$home/train.stop"
 
 running() {
   [[ -f "$pid_file" ]] && kill -0 "$(<"$pid_file")" 2>/dev/null
@@ -53,7 +55,7 @@ start() {
   local processes
   # Alone, each host of a slice would wait for the others: no guesses.
   processes="$(process_flags)" || { echo "error: $(hostname) can't be told its slice's hosts" >&2 && exit 1; }
-  rm -f "$status_file"
+  rm -f "$status_file" "$stop_file"
   cd "$home/t5x_lite"
   # shellcheck disable=SC2016,SC2086 # expanded by that shell; three flags without spaces
   setsid nohup bash -c 'trap : TERM; status=0; "$@" || status=$?; echo $status >"$0"' "$status_file" \
@@ -70,6 +72,7 @@ follow() {
 
 stop() {
   running || return 0
+  touch "$stop_file"
   kill -TERM -- "-$(<"$pid_file")" # the session: training, and the shell that waits for it
   while running; do sleep 1; done
 }
@@ -85,4 +88,5 @@ case "$command" in
     fi
     ;;
   follow | stop) "$command" ;;
+  stopped) [[ ! -f "$stop_file" ]] || echo yes ;;
 esac

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from fakes import ROOT, Fakes, flag, leftovers, printed_commands
 
+from t5x_lite import exit_status
+
 TEXT = "--gin.TEXT=['gs://b/a b/*.txt', \"it's: {#x}\"]"
 TRAIN = ["--gin_file=my file.gin", "--gin.MODEL_DIR=gs://b/mine", TEXT]
 MOUNTED = [word.replace("gs://", "/gs/") for word in TRAIN]
@@ -209,7 +211,11 @@ def test_the_other_commands_of_slurm(slurm):
 
 
 def start_job(fakes, body):
-    """launch/slurm_job.sh, with an `srun` that is this shell script."""
+    """launch/slurm_job.sh, with an `srun` that is this shell script, whose only task is itself."""
+    (fakes.bin / "scancel").write_text(
+        f'#!/bin/bash\necho "$@" >{fakes.folder}/scancel\nkill -TERM $(cat {fakes.folder}/tasks)\n'
+    )
+    (fakes.bin / "scancel").chmod(0o755)
     (fakes.bin / "srun").write_text(f"#!/bin/bash\necho $$ >{fakes.folder}/tasks\n{body}\n")
     (fakes.bin / "srun").chmod(0o755)
     (fakes.folder / "answers.json").write_text("[]")
@@ -227,8 +233,8 @@ def start_job(fakes, body):
     return job
 
 
-# Ends with 0 when told to, like training that saves.
-TRAINING = "trap 'exit 0' TERM\nfor ((i = 0; i < 300; i++)); do sleep 0.1; done\nexit 9"
+# Ends with 143 when told to, like training that saves.
+TRAINING = "trap 'exit 143' TERM\nfor ((i = 0; i < 300; i++)); do sleep 0.1; done\nexit 9"
 
 
 @pytest.mark.parametrize("number, requeued", [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
@@ -237,11 +243,13 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again(tmp_path, number, requ
     job = start_job(fakes, TRAINING)
     job.send_signal(number)
     output, _ = job.communicate(timeout=60)
-    assert job.returncode == 0, output
+    assert job.returncode == exit_status.SAVED, output
+    # To the tasks of the step: srun would kill them.
+    assert (fakes.folder / "scancel").read_text() == "--signal=TERM 4711.0\n"
     assert fakes.calls == ([["scontrol", "requeue", "4711"]] if requeued else [])
 
 
-@pytest.mark.parametrize("status", [0, 1, 2])
+@pytest.mark.parametrize("status", [0, 1, 2, 143])
 def test_a_job_that_ends_by_itself_is_not_queued_again(tmp_path, status):
     fakes = Fakes(tmp_path / "fakes", "scontrol")
     job = start_job(fakes, f"exit {status}")

@@ -62,7 +62,7 @@ def test_images(tmp_path):
     folder = f"--folder={fakes.folder}/my runs"
     assert fakes.run("docker.sh", "run", "--tag=x:1", folder, "--", *train).returncode == 0
     [run] = fakes.calls
-    assert f"--volume={fakes.folder}/my runs:/mnt/my runs" in run and "--gpus=all" in run
+    assert f"--volume={fakes.folder}/my runs:/work/my runs" in run and "--gpus=all" in run
     assert run[-3:] == ["x:1", *train]
     fakes.answer("build", status=1)
     assert fakes.run("docker.sh", "build", "--tag=x:1").returncode == 1
