@@ -17,6 +17,10 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {
     # busy AMD EPYC with jax 0.10.2, took 2 to 10 % fewer processor seconds, so `train` sets it; an
     # LM's beam search took twice as many.
     "cpu_eigen": ("XLA_FLAGS", ("--xla_cpu_experimental_ynn_fusion_type=",)),
+    # Of an all-reduce in bfloat16 that shard_map makes (`MeshConfig.tensor` = 2 with another axis, on
+    # simulated devices), this pass makes a program at which XLA ends the process: "Invalid binary
+    # instruction opcode copy". Without it the sum is made in bfloat16.
+    "cpu_bfloat16": ("XLA_FLAGS", ("--xla_disable_hlo_passes=all-reduce-promotion",)),
     # Overlaps communication with computation; combines collectives into fewer, larger ones.
     "gpu_overlap": (
         "XLA_FLAGS",
@@ -79,6 +83,9 @@ def apply_defaults(environment: MutableMapping[str, str] | None = None) -> None:
     version = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
     if (0, 10) <= version <= (0, 12):
         apply("cpu_eigen", environment=environment)
+    simulated = "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", "")
+    if simulated or "JAX_NUM_CPU_DEVICES" in environment:
+        apply("cpu_bfloat16", environment=environment)
 
 
 def enlarge_thread_pool(environment: MutableMapping[str, str]) -> None:

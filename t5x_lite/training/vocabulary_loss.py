@@ -124,12 +124,17 @@ def _everywhere(hidden, layer, targets, weights, real, options, differentiate):
     layer_specs = {name: _only(names[name], rules, mesh, manual) for name in layer}
     owners = {n: [axis for split in splits(s) for axis in split] for n, s in layer_specs.items()}
 
+    def summed(x, axes):
+        # Not over axes of one device: where all are, the compiler knows no device group for it.
+        several = tuple(a for a in manual if a in axes and mesh.shape[a] > 1)
+        return jax.lax.psum(x, several) if several else x
+
     def local(hidden, layer, targets, weights, real):
         # The kernel in the dtype of the product before it travels, and whole for all pieces.
         cast = layer | {"kernel": layer["kernel"].astype(hidden.dtype)}
         whole = {n: gather(x, layer_specs[n], owners[n]) for n, x in cast.items()}
         sums, gradients = _local(hidden, whole, targets, weights, real, options, differentiate)
-        sums = tuple(jax.lax.psum(x, manual) for x in sums)
+        sums = tuple(summed(x, manual) for x in sums)
         if differentiate:
             dhidden, dlayer = gradients
             for name, gradient in dlayer.items():
@@ -137,8 +142,7 @@ def _everywhere(hidden, layer, targets, weights, real, options, differentiate):
                     gradient = gradient.astype(cast[name].dtype)
                     gradient = scatter(gradient, layer_specs[name], owners[name])
                     gradient = gradient.astype(jnp.float32)
-                others = tuple(a for a in manual if a not in owners[name])
-                dlayer[name] = jax.lax.psum(gradient, others) if others else gradient
+                dlayer[name] = summed(gradient, set(manual) - set(owners[name]))
             # Else XLA goes on with the layers, and keeps the whole dlayer in memory until later.
             gradients = jax.lax.optimization_barrier((dhidden, _as_typed(dlayer, layer)))
         return sums, gradients

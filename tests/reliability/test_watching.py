@@ -6,6 +6,7 @@ import tempfile
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import wait_until
 
 from t5x_lite.errors import UserError
 from t5x_lite.retry import retry
@@ -132,8 +133,7 @@ def test_its_thread_checks_and_ends():
     dog, stream, _ = watchdog(clock, running, seconds=1)
     dog._poll = 0.001
     with dog:
-        while "watchdog: " not in text_of(stream):
-            pass
+        wait_until(lambda: "watchdog: " in text_of(stream))
     with pytest.raises(UserError, match="the factor must be above 1"):
         WatchdogConfig(factor=1)
 
