@@ -17,9 +17,9 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {
     # busy AMD EPYC with jax 0.10.2, took 2 to 10 % fewer processor seconds, so `train` sets it; an
     # LM's beam search took twice as many.
     "cpu_eigen": ("XLA_FLAGS", ("--xla_cpu_experimental_ynn_fusion_type=",)),
-    # Of an all-reduce in bfloat16 that shard_map makes (`MeshConfig.tensor` = 2 with another axis, on
-    # simulated devices), this pass makes a program at which XLA ends the process: "Invalid binary
-    # instruction opcode copy". Without it the sum is made in bfloat16.
+    # Of an all-reduce in bfloat16 that shard_map makes (`MeshConfig.tensor` = 2 with another axis,
+    # on simulated devices), this pass makes a program at which XLA ends the process. Without it the
+    # sum is made in bfloat16.
     "cpu_bfloat16": ("XLA_FLAGS", ("--xla_disable_hlo_passes=all-reduce-promotion",)),
     # Overlaps communication with computation; combines collectives into fewer, larger ones.
     "gpu_overlap": (

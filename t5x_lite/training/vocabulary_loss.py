@@ -173,12 +173,16 @@ def _local(hidden, layer, targets, weights, real, options: _Options, differentia
     B, T, D = hidden.shape
     kernel = layer["kernel"]
     V = kernel.shape[options.vocab_axis]
-    pieces = options.pieces or math.ceil(4 * B * T * V / PIECE_BYTES)
-    pieces = min(pieces, T)
+    if options.pieces:
+        pieces = min(options.pieces, T)
+        length = math.ceil(T / pieces)
+    else:
+        length = piece_length(T, math.ceil(4 * B * T * V / PIECE_BYTES))
+        pieces = math.ceil(T / length)
     layer = layer | {"kernel": kernel.astype(hidden.dtype)}
 
     def cut(x):  # [B, T, ...] -> [pieces, B, c, ...]
-        x = jnp.pad(x, [(0, 0), (0, -T % pieces)] + [(0, 0)] * (x.ndim - 2))
+        x = jnp.pad(x, [(0, 0), (0, pieces * length - T)] + [(0, 0)] * (x.ndim - 2))
         return x.reshape(B, pieces, -1, *x.shape[2:]).swapaxes(0, 1)
 
     def piece(carry, arrays):
@@ -203,6 +207,20 @@ def _local(hidden, layer, targets, weights, real, options: _Options, differentia
         return sums, None
     dhidden = dhidden.swapaxes(0, 1).reshape(B, -1, D)[:, :T]
     return sums, (dhidden, dlayer)
+
+
+def piece_length(length: int, pieces: int) -> int:
+    """How many of ``length`` tokens are in a piece, if there are to be about ``pieces`` of them.
+
+    A multiple of 8, the rows of a TPU's tile, that divides ``length``, if there is one near;
+    17 tokens take the time of 24.
+    """
+    if pieces <= 1:
+        return length
+    longest = max(length // min(pieces, length), 1)
+    tiles = range(longest - longest % 8, longest // 2, -8)
+    dividing = (tile for tile in tiles if length % tile == 0)
+    return next(dividing, tiles[0] if tiles else longest)
 
 
 def _piece(hidden, targets, weights, real, layer, options: _Options, differentiate: bool):

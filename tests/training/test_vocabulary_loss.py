@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_lite.errors import UserError
@@ -18,7 +20,7 @@ from t5x_lite.parallel.mesh import MeshConfig, make_mesh
 from t5x_lite.parallel.rules import logical_rules, use_mesh
 from t5x_lite.training import vocabulary_loss as module
 from t5x_lite.training.losses import cross_entropy
-from t5x_lite.training.vocabulary_loss import vocabulary_loss
+from t5x_lite.training.vocabulary_loss import piece_length, vocabulary_loss
 
 B, T, D, V = 4, 10, 8, 24
 
@@ -188,3 +190,23 @@ def test_bad_coefficients():
         vocabulary_loss(hidden, head, targets, weights, z_loss=-1.0)
     with pytest.raises(UserError, match="label_smoothing"):
         vocabulary_loss(hidden, head, targets, weights, label_smoothing=1.0)
+
+
+@pytest.mark.parametrize(
+    "length, pieces, expected",
+    [
+        (512, 31, 16),  # not 17
+        (512, 1, 512), (114, 1, 114), (114, 4, 24), (2048, 100, 16), (100, 100, 1), (7, 50, 1),
+        (536, 20, 24), (13, 2, 6),
+    ],
+)  # fmt: skip
+def test_pieces_are_whole_tiles(length, pieces, expected):
+    assert piece_length(length, pieces) == expected
+
+
+@given(st.integers(1, 5000), st.integers(1, 500))
+def test_pieces_are_about_as_many_as_are_wanted(length, pieces):
+    found = piece_length(length, pieces)
+    longest = max(length // min(pieces, length), 1)
+    assert 1 <= found <= longest and 2 * found >= min(longest, 2 * longest - 15)
+    assert longest < 8 or found == longest or found % 8 == 0
