@@ -23,7 +23,7 @@ from t5x_lite import config_checks as checks
 from t5x_lite import registry
 from t5x_lite.config_checks import MACRO, Binding, Placeholders, Reference
 from t5x_lite.errors import UserError
-from t5x_lite.gin_files import find_gin_file, is_foreign, is_url, read_gin_file
+from t5x_lite.gin_files import find_gin_file, foreign, is_shipped, is_url, read_gin_file
 from t5x_lite.moved_runs import relocated, run_folder
 
 _KEY = re.compile(r"[A-Za-z_][\w./]*")
@@ -51,16 +51,19 @@ def parse(
       search_paths: folders searched for gin files after the current one.
       root: the configurable that will be called (or "name.parameter", for `evaluate`): values that
         nothing under it uses may be left out. None: all are needed.
-      trust: let a file from a URL, or from a run's folder, import any module: importing runs its
-        code, and who wrote such a file may not be who reads it. Otherwise it may import t5x_lite's.
+      trust: let every file import any module: importing runs its code, and who wrote a file may
+        not be who reads it. Otherwise that is for the files in ``gin_files`` alone, unless one is
+        from a URL or lies in a run's folder; what they include by its path isn't trusted, wherever
+        it lies, if it isn't named, too. All may import t5x_lite's modules.
 
     Raises:
       UserError: for a missing file, bad syntax, an unknown or ambiguous name, a macro or scope
         that nothing uses, or values that are needed and not given (all of them in one line).
     """
     clear()
-    reader = _Reader(list(search_paths), trust)
-    for name in gin_files:
+    reader, names = _Reader(list(search_paths), trust), list(gin_files)
+    reader.named = {os.path.realpath(find_gin_file(n, reader.search_paths)) for n in names}
+    for name in names:
         reader.read_file(name)
     number_from_files = len(reader.bindings)
     for text in bindings:
@@ -189,6 +192,7 @@ class _Reader:
         self.search_paths, self.trust = search_paths, trust
         self.bindings: list[Binding] = []
         self.open_files: list[str] = []
+        self.named: set[str] = set()  # by the user, who trusts them
 
     def read_file(self, name: str, where: str = "") -> None:
         beside = os.path.dirname(self.open_files[-1]) if self.open_files else None
@@ -205,6 +209,18 @@ class _Reader:
             self.bindings[first:] = relocated(self.bindings[first:], folder)
         self.open_files.pop()
 
+    def _check_import(self, module: str, where: str) -> None:
+        for path in self.open_files:
+            reason = foreign(path)
+            if reason is None and not is_shipped(path) and os.path.realpath(path) not in self.named:
+                reason = "it is included by its path"
+            if reason is not None:
+                raise UserError(
+                    f"'import {module}' ({where}) would run that module's code, and {path} may be "
+                    f"somebody else's ({reason}): give --trust_config if you trust it"
+                    + (f", or --gin_file={path}" if "included" in reason else "")
+                )
+
     def read_binding(self, text: str) -> None:
         """Takes one "key=value", or several gin statements on lines of their own."""
         if "\n" in text.strip():
@@ -219,8 +235,8 @@ class _Reader:
             case config_parser.IncludeStatement():
                 self.read_file(statement.filename, where)
             case config_parser.ImportStatement():
-                if not self.trust and (foreign := next(filter(is_foreign, self.open_files), None)):
-                    _check_import(statement.module, foreign, where)
+                if not self.trust and statement.module.split(".")[0] != "t5x_lite":
+                    self._check_import(statement.module, where)
                 _import(statement, where)
             case config_parser.BlockDeclaration():
                 checks.find_configurable(statement.selector, where)
@@ -266,14 +282,6 @@ def _binding_statements(text: str) -> list:
         else:
             hint = f"if it is text, quote it twice: --gin.{key}=\"'{value}'\""
         raise UserError(f"binding '{text}': {value or 'nothing'} is no gin value; {hint}") from None
-
-
-def _check_import(module: str, file: str, where: str) -> None:
-    if module.split(".")[0] != "t5x_lite":
-        raise UserError(
-            f"'import {module}' ({where}) would run that module's code, and {file} comes from a "
-            "URL or a run's folder: give --trust_config if you trust it"
-        )
 
 
 def _import(statement, where: str) -> None:

@@ -8,6 +8,7 @@ from t5x_lite import config_checks as checks
 from t5x_lite.errors import UserError
 
 MAX_GIN_BYTES = 1 << 20
+_OF_A_RUN = ("run.json", "parameters.txt")  # files that make a folder a run's
 
 
 def shipped_gin_configs() -> Path:
@@ -55,9 +56,23 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def is_foreign(path: str) -> bool:
-    """Whether a gin file may be somebody else's: from a URL, or stored with a run."""
-    return is_url(path) or (Path(path).parent / "run.json").exists()
+def is_shipped(path: str) -> bool:
+    """Whether a gin file came with t5x_lite."""
+    return shipped_gin_configs().resolve() in Path(path).resolve().parents
+
+
+def foreign(path: str) -> str | None:
+    """Why a gin file may be somebody else's though the user names it; None if nothing says so.
+
+    Runs are handed on, with all that is in their folders.
+    """
+    if is_url(path):
+        return "it comes from a URL"
+    own, real = Path(os.path.abspath(path)), Path(path).resolve()
+    for folder in (*own.parents, *real.parents):
+        if any((folder / name).exists() for name in _OF_A_RUN):
+            return f"it lies in the run's folder {folder}"
+    return None
 
 
 def read_gin_file(path: str) -> str:

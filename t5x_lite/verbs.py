@@ -15,7 +15,8 @@ GIN_FLAGS: tuple[Flag, ...] = (
     ("--gin.NAME", dict(action="append", dest="gin_bindings", metavar="VALUE",
      help="set a MACRO or a scope/configurable.parameter; it overrides the gin files")),
     ("--trust_config", dict(action="store_true",
-     help="let a gin file from a URL or another run's folder import any Python module")),
+     help="let gin files from a URL or a run's folder, or that others include by their path, "
+          "import any Python module")),
 )  # fmt: skip
 _PROCESS_FLAGS: tuple[Flag, ...] = (
     ("--coordinator_address", dict(metavar="HOST:PORT",

@@ -47,6 +47,48 @@ def test_a_runs_stored_config_imports_nothing_foreign(foreign, tmp_path):
     assert sys.ran_foreign_code
 
 
+@pytest.mark.parametrize("place", ["configs", "checkpoints/7/description"])
+def test_a_file_anywhere_in_a_run_imports_nothing_foreign(foreign, place):
+    folder = foreign.parent / place
+    folder.mkdir(parents=True)
+    moved = foreign.rename(folder / "config.gin")
+    with pytest.raises(UserError, match="lies in the run's folder .*run.: give --trust_config"):
+        parse(moved)
+    (foreign.parent / "run.json").rename(foreign.parent / "parameters.txt")
+    with pytest.raises(UserError, match="lies in the run's folder"):
+        parse(moved)
+    link = foreign.parents[1] / "mine.gin"
+    link.symlink_to(moved)
+    with pytest.raises(UserError, match="lies in the run's folder"):
+        parse(link)
+    assert not hasattr(sys, "ran_foreign_code")
+
+
+@pytest.mark.parametrize("through", ["path", "beside", "search path"])
+def test_what_a_file_includes_by_its_path_is_asked_for(foreign, tmp_path, through):
+    (foreign.parent / "run.json").unlink()
+    other = foreign.rename(foreign.parent / "other.gin")
+    main = tmp_path / "main.gin" if through != "beside" else foreign.parent / "main.gin"
+    main.write_text(f"include '{other if through == 'path' else 'other.gin'}'\n")
+    options = {"search_paths": [str(other.parent)]} if through == "search path" else {}
+    with pytest.raises(UserError, match="included by its path.*--trust_config.*--gin_file=.*other"):
+        parse(main, **options)
+    assert not hasattr(sys, "ran_foreign_code")
+    with config.fresh():  # named, too
+        config.parse([str(main), str(other)], root="train", **options)
+    assert sys.ran_foreign_code
+
+
+def test_a_shipped_file_may_be_included(foreign, tmp_path, monkeypatch):
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    monkeypatch.setattr(gin_files, "shipped_gin_configs", lambda: shipped)
+    (shipped / "theirs.gin").write_text("import foreign_module\n")
+    (tmp_path / "mine.gin").write_text("include 'theirs.gin'\n")
+    parse("mine.gin")
+    assert sys.ran_foreign_code
+
+
 def test_ones_own_files_and_own_modules_are_trusted(foreign):
     (foreign.parent / "run.json").unlink()
     parse(foreign)
