@@ -8,7 +8,7 @@ equal (==) to those of the uninterrupted reference. The kinds:
 
   kill           SIGKILL, at any time from the start of the process on
   restart        SIGKILL to a process under `--restart`: its supervisor continues by itself
-  sigterm        must save and exit 0
+  sigterm        must save and exit with 143
   truncate, flip, delete   SIGKILL, then damage to a file of the newest checkpoint
   full_disk      no room for more bytes for a while (a small tmpfs; without the right to mount one,
                  a limit on the size of files): training must go on
@@ -33,6 +33,7 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SAVED = 143  # asked to stop, and saved (t5x_lite/exit_status.py)
 DAMAGE = ("truncate", "flip", "delete")
 KINDS = ("kill", "kill", "restart", "sigterm", *DAMAGE, "full_disk", "data_gone", "data_changed")
 PERIOD, DISK_BYTES = 10, 48 << 20
@@ -170,8 +171,8 @@ class Campaign:
             self.finished(run, process)
         elif kind == "sigterm":
             process.terminate()
-            if process.wait(60) != 0:
-                self.fail(run, f"SIGTERM: status {process.returncode}, not 0")
+            if process.wait(60) != SAVED:
+                self.fail(run, f"SIGTERM: status {process.returncode}, not 143")
         elif kind == "full_disk":
             self.fill_disk(run, process)
         elif kind == "restart":
@@ -200,7 +201,7 @@ class Campaign:
         target = self.last_step(run) + 15
         if target < self.steps and self.wait_for_step(run, process, target):
             process.terminate()
-        if process.wait(120) != 0:
+        if process.wait(120) not in (0, SAVED):
             self.fail(run, f"the supervisor ended with status {process.returncode}")
 
     def fill_disk(self, run: Path, process: subprocess.Popen) -> None:
