@@ -325,6 +325,7 @@ class Checkpoints:
         # Opened by the first save, not before: opening creates the folder and clears away what
         # killed writers left, which an evaluator looking at a live run must not do.
         if self._writer is None:
+            logging.getLogger("absl").addFilter(_not_of_orbax)  # once: it is the same function
             handlers = ocp.handlers.local_registry()
             handlers.add(ocp.handlers.JsonHandler, checkpointable_name="description")
             context = ocp.Context()
@@ -356,6 +357,12 @@ class Checkpoints:
                 ", ".join(sorted(metrics)),
                 did_you_mean(best, metrics),
             )
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Drops what Orbax's threads log of an error that `Checkpoints` is told, too: at a full disk a
+    thousand lines of stack traces for each save."""
+    return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
 
 
 def _crc32(position: np.ndarray) -> int:

@@ -324,6 +324,7 @@ def test_a_full_disk_costs_a_warning_and_nothing_else(run, caplog, asynchronous)
             assert started or not asynchronous
             with pytest.raises(SaveError, match="step 4 couldn't be saved"):
                 saving.wait()
+        assert [r for r in caplog.records if r.name == "absl" and r.exc_info] == []
         assert "step 4 NOT SAVED" in caplog.text and "step 3 as the last good" in caplog.text
         assert Checkpoints(run).steps() == [1, 2, 3]
         assert same(Checkpoints(run).restore(3, ABSTRACT)[0], state(3))
