@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from t5x_lite import evidence
+
 FILE = "vocabulary.json"
 MODEL = "vocabulary.model"
 # What a Hugging Face tokenizer may have beside its file.
@@ -85,7 +87,7 @@ def places(folder: str) -> dict[str, str]:
     if not isinstance(path, str) or not isinstance(file, str):
         return {}
     here = file if os.path.isabs(file) else f"{folder.rstrip('/') or '.'}/{file}"
-    return {path: here} if "://" in folder or os.path.exists(here) else {}
+    return {path: here} if "://" in folder or evidence.exists(here) else {}
 
 
 def trained_file(folder: str) -> str | None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t5x_lite import evidence
 from t5x_lite.data.file_bytes import file_version
 from t5x_lite.data.files import is_url, local_copy, written_whole
 from t5x_lite.data.record_files import open_array_record
@@ -157,7 +158,7 @@ class _CachedSplit(Source):
     def _reader(self, number: int) -> Any:
         shard = self._shards[number]
         path = local_copy(f"{self.cache.path}/{shard['file']}")
-        size = os.path.getsize(path) if os.path.exists(path) else 0
+        size = os.path.getsize(path) if evidence.exists(path) else 0
         if size != shard["size"]:
             raise UserError(
                 f"{path} has {size:,} bytes, expected {shard['size']:,}; delete it, manifest.json "
@@ -178,14 +179,14 @@ class _CachedSplit(Source):
         data = self._open_shard(shard).read([int(index - self._begins[shard])])[0]
         # Each time: of a file that was cut short, the reader gives empty records without an error.
         path, version = self._opened[shard]
-        if not os.path.exists(path) or file_version(path) != version:
+        if not evidence.exists(path) or file_version(path) != version:
             self._check_shard(shard)
         return _unpack_record(data, self._keys, self._dtype)
 
     def _check_shard(self, number: int) -> None:
         """Of a shard that was written to: UserError unless its content is what it was."""
         path = self._opened[number][0]
-        if not os.path.exists(path) or _checksum(path) != self._shards[number]["checksum"]:
+        if not evidence.exists(path) or _checksum(path) != self._shards[number]["checksum"]:
             raise UserError(
                 f"{path} has changed while it was in use; bring it back, and the same command "
                 "continues the run, or make the cache again: t5x_lite data cache."

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from t5x_lite import evidence
 from t5x_lite.data.files import cache_folder, is_url, local_copy, written_whole
 from t5x_lite.data.sentencepiece_training import train_sentencepiece
 from t5x_lite.data.source import Source, digest
@@ -136,7 +137,7 @@ class TrainedVocabulary(Vocabulary):
 def _exists(path: str) -> bool:
     from etils import epath
 
-    return epath.Path(path).exists()
+    return evidence.exists(epath.Path(path))
 
 
 def _copy(path: Path, to: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from etils import epath
 
+from t5x_lite import evidence
 from t5x_lite.data.source import UNLABELLED
 from t5x_lite.data.tasks import Task
 from t5x_lite.errors import UserError, did_you_mean
@@ -104,14 +105,17 @@ def _finite(value: Any) -> Any:
 
 
 def read_all(folder: epath.Path) -> list[Row]:
-    """The results in a folder by their steps; one that can't be read is left out."""
+    """The results in a folder by their steps; a file of something else is left out.
+
+    Raises Unreadable: the disk doesn't give one at the moment.
+    """
     found = []
-    for path in folder.glob("*.json") if folder.exists() else ():
+    for path in folder.glob("*.json") if evidence.exists(folder) else ():
         if path.name == "table.json":
             continue
         try:
-            result = json.loads(path.read_text())
-        except (OSError, ValueError):
+            result = json.loads(evidence.read_text(path) or "null")
+        except ValueError:
             continue
         if isinstance(result, dict) and "values" in result:
             found.append(result | {"key": path.name.removesuffix(".json")})

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 
+from t5x_lite import evidence
 from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.evaluation.results import smaller_is_better
 from t5x_lite.parallel import distributed
@@ -43,7 +44,7 @@ class EarlyStopping:
 
     def _is_over(self, step: int) -> bool:
         path = os.path.join(self.model_dir or "", "metrics.jsonl")
-        lines = read_json_lines(path) if os.path.exists(path) else []
+        lines = read_json_lines(path) if evidence.exists(path) else []
         found = {r["step"]: r for r in lines if "eval/loss" in r and r["step"] <= step}
         values = []
         for at in sorted(found):

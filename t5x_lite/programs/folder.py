@@ -19,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from t5x_lite import config, run_vocabulary
+from t5x_lite import config, evidence, run_vocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.training.setup import Setup
@@ -75,9 +75,9 @@ def check(model_dir: str, wanted: dict[str, Any]) -> bool:
     """
     folder = epath.Path(model_dir)
     file = folder / "run.json"
-    if file.exists():
+    if (text := evidence.read_text(file)) is not None:
         try:
-            found = json.loads(file.read_text())
+            found = json.loads(text)
             assert isinstance(found, dict)
             # A field that is newer than the run was then what it is by default.
             found["model"] = _without_free(_default_fields() | dict(found.get("model", {})))

@@ -119,7 +119,7 @@ def find_checkpoint(path: epath.Path) -> epath.Path:
         step = agreed(scan(folder)[0])
         if step is not None:
             return folder / str(step)
-    if not path.exists():
+    if not evidence.exists(path):
         raise UserError(f"{path} doesn't exist; expected a checkpoint or a run's folder.")
     what = "is a run's folder without a finished checkpoint"
     if not (path / "checkpoints").is_dir():

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
+from t5x_lite import evidence
 from t5x_lite.errors import UserError
 from t5x_lite.training.trackers import Histogram, Tracker, Values, plain
 
@@ -218,7 +219,7 @@ def _name(model_dir: str) -> str:
 
 def _run_id(model_dir: str, file: str = "wandb_id") -> str:
     path = epath.Path(model_dir) / file
-    if not path.exists():
+    if not evidence.exists(path):  # else it would go on elsewhere
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(uuid.uuid4().hex[:8])
     return path.read_text().strip()
