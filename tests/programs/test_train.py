@@ -220,7 +220,13 @@ def test_what_is_written_beside_a_run(tmp_path):
     train(**tiny.arguments(tmp_path / "run", total_steps=2, eval_period=1))
     names = {path.name for path in (tmp_path / "run").iterdir()}
     expected = {"run.json", "config.gin", "parameters.txt", "metrics.jsonl", "tensorboard"}
-    expected |= {"hyperparameters.json", "summary.json", "report.html", "checkpoints"}
+    expected |= {
+        "hyperparameters.json",
+        "summary.json",
+        "report.html",
+        "checkpoints",
+        "vocabulary.json",
+    }
     assert names == expected
     table = (tmp_path / "run" / "parameters.txt").read_text()
     assert "encoder/layers/mlp/wi_0/kernel" in table and "embed, mlp" in table

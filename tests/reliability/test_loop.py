@@ -102,5 +102,5 @@ def test_the_time_of_the_run_is_accounted_for(watched):
 def test_the_folder_has_no_lock_left(watched):
     assert {p.name for p in watched[0].iterdir()} == {
         "run.json", "config.gin", "parameters.txt", "metrics.jsonl", "tensorboard", "checkpoints",
-        "hyperparameters.json", "summary.json", "report.html",
+        "hyperparameters.json", "summary.json", "report.html", "vocabulary.json",
     }  # fmt: skip
