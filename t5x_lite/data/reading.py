@@ -87,6 +87,11 @@ class Reading:
             return template.prompt_ids(messages, vocabulary)
         return vocabulary.encode(template.prompt(messages))
 
+    def end_ids(self, vocabulary: Any) -> tuple[int, ...]:
+        """The tokens of which each ends what the model writes: every EOS, and what ends an answer
+        if it was trained on conversations."""
+        return vocabulary.eos_ids if self.template is None else self.stop_ids(vocabulary)
+
     def stop_ids(self, vocabulary: Any) -> tuple[int, ...]:
         """The tokens of which each ends an answer in a conversation."""
         return (self.template or ChatTemplate()).stop_ids(vocabulary)

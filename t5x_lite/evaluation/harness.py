@@ -82,9 +82,10 @@ class Judge:
         return self.vocabulary.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text, without sentinels: they are no text, and `hf` leaves special tokens out."""
+        """Text, without sentinels and special tokens, as `hf` leaves them out."""
         first = self.vocabulary.size - self.vocabulary.num_sentinels
-        return self.vocabulary.decode([i for i in ids if not first <= i < self.vocabulary.size])
+        special = {*range(first, self.vocabulary.size), *self.vocabulary.special_tokens.values()}
+        return self.vocabulary.decode([i for i in ids if i not in special])
 
     @property
     def prefix_id(self) -> int:
@@ -193,7 +194,7 @@ class Judge:
                 prompts=None if self.has_encoder else rows,
                 bidirectional_prompts=self.reading.bidirectional,
                 rng=jax.random.fold_in(jax.random.key(seed), number),
-                eos_id=self.vocabulary.eos_ids,
+                eos_id=self.reading.end_ids(self.vocabulary),
             )
             for i, tokens in zip(some, np.asarray(decoded.tokens)[:, 0].tolist(), strict=False):
                 text = self.decode(tokens)

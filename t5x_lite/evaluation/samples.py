@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.data.loader import eval_batches
+from t5x_lite.data.reading import task_reading
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.inference.decoding import Method, generate, given_prompts
 from t5x_lite.inference.sampling import Greedy
@@ -61,6 +62,7 @@ def predict_samples(
         method=method or Greedy(),
         max_new_tokens=int((targets > 0).sum(axis=1).max(initial=1)),
         prompts=None if prompts is None else jnp.asarray(prompts),
+        eos_id=task_reading(task, model.config.architecture).end_ids(task.vocabulary),
         **options,
     )
     decode = task.vocabulary.decode

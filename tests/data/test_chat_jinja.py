@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +22,9 @@ from t5x_lite.data.huggingface import HuggingFaceVocabulary
 from t5x_lite.data.objectives.chat import Chat
 from t5x_lite.data.reading import Reading
 from t5x_lite.errors import UserError
+from t5x_lite.evaluation import harness, samples
 from t5x_lite.evaluation.harness import Judge
+from t5x_lite.inference.decoding import generate
 
 jinja2 = pytest.importorskip("jinja2", reason="the extra hf isn't installed")
 tokenizers = pytest.importorskip("tokenizers", reason="the extra hf isn't installed")
@@ -151,7 +154,9 @@ contents = st.sampled_from(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(contents, min_size=2, max_size=6))
 @pytest.mark.parametrize("kind", ["bytes", "first", "always"])
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -305,3 +310,31 @@ def test_another_template_is_another_task(folders, tmp_path):
              for template in templates]  # fmt: skip
     tasks.append(tl.Task("chat", source, Chat(), folders["bytes", "trimmed"]))
     assert len({task.fingerprint for task in tasks}) == len({str(t.steps) for t in tasks}) == 5
+
+
+@pytest.mark.parametrize("name, ends", [("tokenizer", "<|im_end|>"), ("plain", "</s>")])
+def test_samples_and_the_harness_end_where_an_answer_does(folders, monkeypatch, name, ends):
+    vocabulary = folders["bytes", "chatml"]
+    seen = []
+
+    def spy(*arguments, **options):
+        seen.append(options["eos_id"])
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(samples, "generate", spy)
+    monkeypatch.setattr(harness, "generate", spy)
+    model = tl.Model(tl.TransformerConfig(
+        vocabulary.size, 8, 2, 4, 8, 1, architecture="decoder_only", positions="rope"
+    ))  # fmt: skip
+    params = model.init(jax.random.key(0))
+    source = tl.InMemory([{"messages": TALK}] * 3, validation=[{"messages": TALK}])
+    task = tl.Task("chat", source, Chat(ChatTemplate(name)), vocabulary)
+    lengths = {"targets": 128, "learnt": 128}
+    [found] = samples.predict_samples(model, params, task, lengths, count=1)
+    assert found["target"].strip().startswith("Yes")
+    judge = Judge(model, params, vocabulary, max_length=64,
+                  reading=Reading("causal", False, ChatTemplate(name)))  # fmt: skip
+    judge.write([judge.chat([QUESTION])], 3)
+    assert all(set(ids) == {vocabulary.special_id(ends), vocabulary.eos_id} for ids in seen)
+    assert len(seen) == 2
+    assert judge.decode([*vocabulary.encode("a"), vocabulary.special_id("<|im_end|>")]) == "a"

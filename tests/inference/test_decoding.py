@@ -1,8 +1,10 @@
 """Searches against brute force on a small Markov model, and against T5X on its tiny T5."""
 
+import ast
 import dataclasses
 import functools
 import itertools
+from pathlib import Path
 
 import gin
 import golden_files
@@ -14,6 +16,7 @@ from golden_files import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import t5x_lite
 from t5x_lite import config
 from t5x_lite.errors import UserError
 from t5x_lite.inference.beam import BeamSearch
@@ -530,3 +533,17 @@ def test_prompted_scores_are_those_of_the_uncached_model(positions, bidirectiona
     if method == Greedy():
         best = jax.jit(model.apply)(params, batch)[0].argmax(-1)
         assert np.all((best == tokens) | ~batch["decoder_loss_weights"])
+
+
+def test_everything_that_generates_says_what_ends_a_text():
+    """The default of 1 is T5's: of another vocabulary it would be any token."""
+    package = Path(t5x_lite.__file__).parent
+    calls = [
+        (file.name, node)
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "generate"
+    ]
+    assert len(calls) >= 5
+    silent = [name for name, call in calls if "eos_id" not in [k.arg for k in call.keywords]]
+    assert not silent

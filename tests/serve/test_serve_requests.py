@@ -158,6 +158,7 @@ def pieces_of(ids, stops, cuts, ended="length", **options) -> tuple[list, Text]:
     return found, text
 
 
+@settings(deadline=None)
 @given(
     st.text(alphabet="ab<é字\U0001f600", max_size=20),
     st.lists(st.sampled_from(["ab", "<", "a字", "bb<"]), max_size=2),
@@ -188,6 +189,7 @@ STOPS = [
 ]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(["café ", "né", "漢字", "\U0001f600", " t", "a", "\x80", "é\U0001f600"])
@@ -230,7 +232,9 @@ def byte_level(tmp_path_factory):
     return HuggingFaceVocabulary(str(path))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+)
 @given(st.data())
 @pytest.mark.parametrize("name", ["bytes", "pieces", "byte_level"])
 def test_tokens_joined_are_the_text_and_their_bytes_too(name, request, data):
