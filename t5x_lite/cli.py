@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import t5x_lite
 from t5x_lite import exit_status, parent
 from t5x_lite.background import BACKGROUND
-from t5x_lite.errors import NotFinite, SaveError, Unreadable, UserError, did_you_mean
+from t5x_lite.errors import Mistakes, NotFinite, SaveError, Unreadable, UserError, did_you_mean
 from t5x_lite.verbs import DEBUG, GIN_FLAGS, VERBS
 
 ONE_LINE = (SaveError, Unreadable)  # what they say is enough
@@ -87,6 +87,8 @@ def _number(error: BaseException | None) -> int | None:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, Mistakes):
+        return str(error)
     # gin adds lines on the calls it was in; the message itself is the first.
     return str(error).partition("\n")[0]
 

@@ -8,27 +8,17 @@ what exists (config_checks.py), and only a config without mistakes reaches gin.
 
 import contextlib
 import copy
-import importlib
-import os
-import re
-import sys
-import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import gin
-from gin import config_parser
 
 from t5x_lite import config_checks as checks
 from t5x_lite import registry
-from t5x_lite.config_checks import MACRO, Binding, Placeholders, Reference
-from t5x_lite.errors import UserError
-from t5x_lite.gin_files import find_gin_file, foreign, is_shipped, is_url, read_gin_file
-from t5x_lite.moved_runs import relocated, run_folder
-
-_KEY = re.compile(r"[A-Za-z_][\w./]*")
-_PATH = re.compile(r"(/|\./|\.\./|~|[A-Za-z][A-Za-z0-9+.-]*://)")
-_LITERALS = {"true": "True", "false": "False", "none": "None", "null": "None"}
+from t5x_lite.config_checks import Binding
+from t5x_lite.config_reader import Reader
+from t5x_lite.config_values import cycles, places, wrong_values
+from t5x_lite.errors import UserError, raise_all
 
 _scopes: set[str] = set()  # scopes that Python code enters by itself: see declare_scope
 _given: list[Binding] = []  # what the last parse() took from its `bindings`
@@ -46,8 +36,8 @@ def parse(
 
     Args:
       gin_files: names or paths, see `find_gin_file`.
-      bindings: "MACRO=value" or "scope/name.parameter=value". The value is a gin literal, or a
-        path (starting with /, ./, ../, ~ or scheme://), which needs no quotes.
+      bindings: "MACRO=value" or "scope/name.parameter=value". A value that is no gin is text:
+        books/*.txt needs no quotes.
       search_paths: folders searched for gin files after the current one.
       root: the configurable that will be called (or "name.parameter", for `evaluate`): values that
         nothing under it uses may be left out. None: all are needed.
@@ -57,12 +47,13 @@ def parse(
         it lies, if it isn't named, too. All may import t5x_lite's modules.
 
     Raises:
-      UserError: for a missing file, bad syntax, an unknown or ambiguous name, a macro or scope
-        that nothing uses, or values that are needed and not given (all of them in one line).
+      UserError: for missing files, bad syntax, unknown or ambiguous names, macros and scopes that
+        nothing uses (all of them at once); if there are none, for values that are needed and not
+        given, and values of a wrong type.
     """
     clear()
-    reader, names = _Reader(list(search_paths), trust), list(gin_files)
-    reader.named = {os.path.realpath(find_gin_file(n, reader.search_paths)) for n in names}
+    reader, names = Reader(list(search_paths), trust), list(gin_files)
+    reader.name(names)
     for name in names:
         reader.read_file(name)
     number_from_files = len(reader.bindings)
@@ -70,11 +61,14 @@ def parse(
         reader.read_binding(text)
     final = {binding.key: binding for binding in reader.bindings}
     checks.override_macros(final, reader.bindings[:number_from_files])
-    checks.check_macros_used(reader.bindings)
-    checks.check_scopes_used(reader.bindings, _scopes)
+    unused = checks.unused_macros(reader.bindings, only_of_t5x=reader.lacks_files)
+    raise_all(reader.mistakes + unused + checks.unused_scopes(reader.bindings, _scopes))
     checks.drop_unreferenced_macros(final)
     checks.drop_unused_scopes(final, _scopes)
-    checks.check_all_given(final, reader.bindings, root)
+    raise_all(cycles(final))
+    missing = checks.not_all_given(final, reader.bindings, root)
+    raise_all(missing + wrong_values(final))
+    registry.PLACES.update(places(final))
     for binding in final.values():
         try:
             gin.bind_parameter(binding.gin_key, checks.to_gin(binding.value))
@@ -98,6 +92,7 @@ def clear() -> None:
     """Forgets all bindings; the configurables stay registered."""
     gin.clear_config()
     _given.clear()
+    registry.PLACES.clear()
 
 
 @contextlib.contextmanager
@@ -105,7 +100,7 @@ def fresh() -> Iterator[None]:
     """An empty configuration inside the `with` block; the one from before comes back after it."""
     stores = (gin.config._CONFIG, gin.config._OPERATIVE_CONFIG, gin.config._SINGLETONS)
     saved = [{key: copy.copy(value) for key, value in store.items()} for store in stores]
-    imports, given = set(gin.config._IMPORTS), list(_given)
+    imports, given, found = set(gin.config._IMPORTS), list(_given), dict(registry.PLACES)
     clear()
     try:
         yield
@@ -115,6 +110,7 @@ def fresh() -> Iterator[None]:
             store.update(content)
         gin.config._IMPORTS.update(imports)
         _given[:] = given
+        registry.PLACES.update(found)
 
 
 def call(name: str, **given: Any) -> Any:
@@ -146,7 +142,12 @@ def evaluate(key: str, given: Mapping[str, Any] | None = None) -> Any:
         if value is None:
             raise UserError(f"the config gives no {key}: bind it in a gin file") from error
         return value
-    return registry.without_gin(copy.deepcopy(value))  # gin calls references in a copy
+    value = registry.without_gin(copy.deepcopy(value))  # gin calls references in a copy
+    name, _, parameter = key.rpartition("/")[2].rpartition(".")
+    entry = registry.entry(checks.find_configurable(name, "a program"))
+    if entry is not None and (wrong := entry.problem(parameter, value)):
+        raise UserError(wrong)
+    return value
 
 
 def bound(parameter: str) -> Iterator[str]:
@@ -180,124 +181,3 @@ def unused_bindings() -> list[str]:
 def declare_scope(name: str) -> None:
     """Allows bindings under a scope that no gin file names, as Python code enters it itself."""
     _scopes.add(name)
-
-
-# -------------------------------------------------------------------------- reading statements
-
-
-class _Reader:
-    """Collects bindings in order, and checks the names in each as it comes."""
-
-    def __init__(self, search_paths: list[str], trust: bool):
-        self.search_paths, self.trust = search_paths, trust
-        self.bindings: list[Binding] = []
-        self.open_files: list[str] = []
-        self.named: set[str] = set()  # by the user, who trusts them
-
-    def read_file(self, name: str, where: str = "") -> None:
-        beside = os.path.dirname(self.open_files[-1]) if self.open_files else None
-        path = find_gin_file(name, self.search_paths, beside=beside, where=where)
-        if path in self.open_files:
-            raise UserError(f"'{name}' ({where}) includes itself")
-        text, first = read_gin_file(path), len(self.bindings)
-        relative = path if is_url(path) else os.path.relpath(path)
-        place = path if relative.startswith("..") else relative
-        self.open_files.append(path)
-        for statement in _statements(text, place):
-            self.take(statement, f"{place}:{statement.location.line_num}")
-        if (folder := run_folder(path)) is not None:
-            self.bindings[first:] = relocated(self.bindings[first:], folder)
-        self.open_files.pop()
-
-    def _check_import(self, module: str, where: str) -> None:
-        for path in self.open_files:
-            reason = foreign(path)
-            if reason is None and not is_shipped(path) and os.path.realpath(path) not in self.named:
-                reason = "it is included by its path"
-            if reason is not None:
-                raise UserError(
-                    f"'import {module}' ({where}) would run that module's code, and {path} may be "
-                    f"somebody else's ({reason}): give --trust_config if you trust it"
-                    + (f", or --gin_file={path}" if "included" in reason else "")
-                )
-
-    def read_binding(self, text: str) -> None:
-        """Takes one "key=value", or several gin statements on lines of their own."""
-        if "\n" in text.strip():
-            for statement in _statements(text, "bindings"):
-                self.take(statement, f"bindings:{statement.location.line_num}")
-        else:
-            for statement in _binding_statements(text):
-                self.take(statement, f"binding '{text}'")
-
-    def take(self, statement, where: str) -> None:
-        match statement:
-            case config_parser.IncludeStatement():
-                self.read_file(statement.filename, where)
-            case config_parser.ImportStatement():
-                if not self.trust and statement.module.split(".")[0] != "t5x_lite":
-                    self._check_import(statement.module, where)
-                _import(statement, where)
-            case config_parser.BlockDeclaration():
-                checks.find_configurable(statement.selector, where)
-            case config_parser.BindingStatement(scope, selector, parameter, value):
-                if parameter:
-                    configurable = checks.find_configurable(selector, where)
-                    checks.check_parameter(configurable, parameter, where)
-                    binding = Binding(scope, configurable.selector, parameter, value, where)
-                else:  # a macro; its scopes are part of its name
-                    name = f"{scope}/{selector}" if scope else selector
-                    binding = Binding("", MACRO, name, value, where)
-                for reference in checks.leaves(value, Reference):
-                    checks.find_configurable(reference.selector, where)
-                self.bindings.append(binding)
-
-
-def _statements(text: str, place: str):
-    """Yields gin's statements; bad syntax is a UserError with its line."""
-    try:
-        yield from config_parser.ConfigParser(text, Placeholders())
-    except (SyntaxError, tokenize.TokenError) as error:
-        number = getattr(error, "lineno", None) or error.args[1][0]
-        lines = text.split("\n")
-        line = lines[min(number, len(lines)) - 1].strip()
-        raise UserError(
-            f"{place}:{number}: cannot read '{line}' as gin; expected NAME.PARAMETER = VALUE, with "
-            "'text in quotes', a number, True, None, a list, dict, %MACRO or @NAME as the value"
-        ) from error
-
-
-def _binding_statements(text: str) -> list:
-    key, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not _KEY.fullmatch(key):
-        raise UserError(f"binding '{text}': expected MACRO=value or name.parameter=value")
-    try:
-        return list(_statements(f"{key} = {value}", "binding"))
-    except UserError:
-        if _PATH.match(value):
-            # The shell doesn't expand ~ after "=".
-            return list(_statements(f"{key} = {os.path.expanduser(value)!r}", "binding"))
-        if value.lower() in _LITERALS:
-            hint = f"write --gin.{key}={_LITERALS[value.lower()]}"
-        else:
-            hint = f"if it is text, quote it twice: --gin.{key}=\"'{value}'\""
-        raise UserError(f"binding '{text}': {value or 'nothing'} is no gin value; {hint}") from None
-
-
-def _import(statement, where: str) -> None:
-    """`import my_tasks`: a module of the user's that registers configurables."""
-    if statement.module.startswith("__gin__."):
-        raise UserError(
-            f"'{statement.format()}' ({where}) isn't supported: `import module` is enough, its "
-            "configurables are known by their names"
-        )
-    # A console script, unlike `python -m`, doesn't see modules in the current folder.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        importlib.import_module(statement.module)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"no Python module '{error.name}' ({where}): run from its folder or set PYTHONPATH"
-        ) from error
-    gin.parse_config(statement.format())  # so that config_text() repeats it

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import gin
 from gin import config_parser
 
-from t5x_lite import registry
+from t5x_lite import registry, t5x_names
 from t5x_lite.errors import UserError
 from t5x_lite.signatures import Signature, signature_of
 
@@ -77,8 +77,11 @@ class Binding:
 # ------------------------------------------------------------------- one name, when it is read
 
 
-def find_configurable(selector: str, where: str):
-    """gin's entry for a name such as "train" or "t5x_lite.train", or a UserError."""
+def find_configurable(selector: str, where: str, parameter: str = ""):
+    """gin's entry for a name such as "train" or "t5x_lite.train", or a UserError.
+
+    parameter: of it that is meant, for the message.
+    """
     registry = gin.config._REGISTRY
     matches = registry.matching_selectors(selector)
     if len(matches) == 1:
@@ -86,7 +89,8 @@ def find_configurable(selector: str, where: str):
     if matches:
         raise UserError(f"'{selector}' ({where}) is ambiguous: {', '.join(sorted(matches))}")
     near = nearest(selector.rpartition(".")[2], [c.name for c in _configurables()])
-    raise UserError(f"unknown configurable '{selector}' ({where}).{near}")
+    hint = t5x_names.hint(f"{selector}.{parameter}" if parameter else selector)
+    raise UserError(f"unknown configurable '{selector}' ({where}).{hint or near}")
 
 
 def check_parameter(configurable, name: str, where: str) -> None:
@@ -118,16 +122,22 @@ def _configurables() -> list:
 # ----------------------------------------------------------------- all names, when all is read
 
 
-def check_macros_used(bindings: list[Binding]) -> None:
-    """A macro that no statement refers to is misspelt, or lacks its "name." in front."""
+def unused_macros(bindings: list[Binding], only_of_t5x: bool = False) -> list[str]:
+    """Macros that no statement refers to are misspelt, or lack their "name." in front.
+
+    only_of_t5x: name those alone that T5X has; the others may be used by a file that is missing.
+    """
     used = {macro.name for b in bindings for macro in leaves(b.value, Macro)}
     used = {name for name in used if not gin.config._CONSTANTS.matching_selectors(name)}
+    found = []
     for b in bindings:
-        if b.selector == MACRO and b.name not in used:
+        hint = t5x_names.hint(b.name)
+        if b.selector == MACRO and b.name not in used and (hint or not only_of_t5x):
             owners = [c.name for c in _configurables()
                       if b.name in (parameters(c) or ())]  # fmt: skip
-            hint = nearest(b.name, used) or _quoted(f"{owner}.{b.name}" for owner in owners[:3])
-            raise UserError(f"nothing in the config uses %{b.name} ({b.where}).{hint}")
+            near = nearest(b.name, used) or _quoted(f"{owner}.{b.name}" for owner in owners[:3])
+            found.append(f"nothing in the config uses %{b.name} ({b.where}).{hint or near}")
+    return found
 
 
 def override_macros(final: dict[tuple, Binding], from_files: list[Binding]) -> None:
@@ -156,16 +166,15 @@ def override_macros(final: dict[tuple, Binding], from_files: list[Binding]) -> N
             final[key] = earlier
 
 
-def check_scopes_used(bindings: list[Binding], declared: Iterable[str]) -> None:
+def unused_scopes(bindings: list[Binding], declared: Iterable[str]) -> list[str]:
     """A scope is entered by `@scope/name`, by a macro (gin evaluates it in its own), or by code."""
-    known = _entered(bindings, declared)
+    known, found = _entered(bindings, declared), []
     for b in bindings:
         for scope in b.scope.split("/") if b.scope else ():
             if scope not in known:
                 hint = nearest(scope, known) or " A reference enters it: @scope/name."
-                raise UserError(
-                    f"nothing in the config uses the scope '{scope}' ({b.where}).{hint}"
-                )
+                found.append(f"nothing in the config uses the scope '{scope}' ({b.where}).{hint}")
+    return found
 
 
 def _entered(bindings: Iterable[Binding], declared: Iterable[str]) -> set[str]:
@@ -203,10 +212,10 @@ def drop_unreferenced_macros(final: dict[tuple, Binding]) -> None:
         del final[key]
 
 
-def check_all_given(
+def not_all_given(
     final: dict[tuple, Binding], bindings: list[Binding], root: str | None = None
-) -> None:
-    """One UserError for all: undefined macros, %REQUIRED, and `@name()` without its arguments.
+) -> list[str]:
+    """One line for all: undefined macros, %REQUIRED, and `@name()` without its arguments.
 
     bindings: all that were read, to tell where a later %REQUIRED has undone a value.
     root: ask only for what this configurable, or one "name.parameter", leads to.
@@ -229,10 +238,9 @@ def check_all_given(
             configurable = find_configurable(reference.selector, b.where)
             for parameter in needed_parameters(configurable) if reference.evaluate else ():
                 scopes = scopes_of.get((configurable.selector, parameter), [])
-                if not any(_applies(scope, reference) for scope in scopes):
+                if not any(applies(scope, reference) for scope in scopes):
                     missing.setdefault(f"{reference.name}.{parameter}", b.where)
-    if missing:
-        raise not_given([f"{name} ({where})" for name, where in missing.items()])
+    return [str(not_given(f"{n} ({where})" for n, where in missing.items()))] if missing else []
 
 
 def _reachable(final: dict[tuple, Binding], root: str) -> list[Binding]:
@@ -247,14 +255,14 @@ def _reachable(final: dict[tuple, Binding], root: str) -> list[Binding]:
         for reference in leaves(value, Reference):
             selector = find_configurable(reference.selector, "a reference").selector
             used += [b for b in final.values()
-                     if b.selector == selector and _applies(b.scope, reference)]  # fmt: skip
+                     if b.selector == selector and applies(b.scope, reference)]  # fmt: skip
         new = {b.key: b for b in used if b and b.key not in found}
         found.update(new)
         queue += new.values()
     return [b for b in final.values() if b.key in found]
 
 
-def _applies(scope: str, reference: Reference) -> bool:
+def applies(scope: str, reference: Reference) -> bool:
     """Whether a call by `reference` takes bindings in `scope`."""
     *scopes, _ = reference.name.split("/")
     # Without a scope of its own a reference runs in whichever its caller is in.

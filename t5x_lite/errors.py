@@ -27,6 +27,19 @@ class NotFinite(FloatingPointError):
     """Loss, gradient or state aren't finite. The same command would come to the same: status 2."""
 
 
+class Mistakes(UserError):
+    """Several at once: a line that says how many, then a line for each."""
+
+
+def raise_all(mistakes: Iterable[str]) -> None:
+    """Raises a UserError for all of them; nothing if there are none."""
+    lines = list(dict.fromkeys(mistakes))
+    if len(lines) > 1:
+        raise Mistakes("\n  ".join([f"{len(lines)} mistakes in the configuration:", *lines]))
+    if lines:
+        raise UserError(lines[0])
+
+
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:
     """Returns " Did you mean 'a' or 'b'?" for the nearest candidates, or "" if none is near."""
     near = difflib.get_close_matches(name, list(candidates), n=limit, cutoff=0.6)

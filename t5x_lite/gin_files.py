@@ -93,7 +93,7 @@ def read_gin_file(path: str) -> str:
                 data = file.read(MAX_GIN_BYTES + 1)
         if len(data) > MAX_GIN_BYTES:
             raise ValueError(f"it has more than {MAX_GIN_BYTES:,} bytes")
-        return data.decode("utf-8").replace("\r\n", "\n")
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the gin file {path}: {error}") from error
 

@@ -12,12 +12,15 @@ without imports, too.
 import functools
 import importlib
 import inspect
+import re
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import gin
 
+from t5x_lite import value_checks
+from t5x_lite.errors import UserError
 from t5x_lite.implied import RULES
 from t5x_lite.signatures import Parameter, signature_of, stored
 
@@ -118,7 +121,9 @@ HIDDEN = {
 # The only parameters that a gin file can give.
 SHOWN = {"BatchLoader": ("num_workers",)}
 
-_TARGETS = {n: f"{module}:{n}" for module, names in TABLE.items() for n in names.split()}
+NAMES = {n: f"{module}:{n}" for module, names in TABLE.items() for n in names.split()}
+# (scope, selector, parameter) -> where the configuration gives its value, for messages
+PLACES: dict[tuple[str, str, str], str] = {}
 _COLLECT = object()  # asks a stand-in for its arguments, instead of a call
 _NAME = object()  # asks a stand-in for a function to be called later, with what is bound to it
 
@@ -146,17 +151,56 @@ class Entry:
             return known[self.name]
         return signature_of(self.target, HIDDEN.get(self.name, ()), SHOWN.get(self.name))
 
+    @functools.cached_property
+    def annotations(self) -> dict[str, Any]:
+        found = inspect.signature(self.target).parameters
+        return {name: p.annotation for name, p in found.items()}
+
     def make(self, arguments: Mapping[str, Any]) -> Any:
-        return self.target(**self.prepared(arguments))
+        """Calls the target; what it says of its arguments is told with their places."""
+        given = self.prepared(arguments)
+        try:
+            return self.target(**given)
+        except UserError as error:
+            raise type(error)(f"{error}{self._places(str(error))}") from error
+        except (TypeError, ValueError) as error:
+            first = str(error).partition("\n")[0]
+            raise UserError(f"{self.name}: {first}{self._places(first)}") from error
+
+    def _places(self, message: str) -> str:
+        """Where the parameters stand that a message names."""
+        if "\n" in message or any(where in message for where in PLACES.values()):
+            return ""  # told already, of something inside
+        words = re.findall(r"\w+", message)
+        found = [where for (_, selector, name), where in PLACES.items()
+                 if selector == self.selector and name in words]  # fmt: skip
+        return f" ({', '.join(dict.fromkeys(found))})" if found else ""
 
     def prepared(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """What to call with: gin's values, and those that are implied (implied.py)."""
-        given = {name: without_gin(value) for name, value in arguments.items()}
+        """What to call with: gin's values, and those that are implied (implied.py).
+
+        Raises:
+          UserError: for all values that aren't what the annotations say.
+        """
+        given = {name: self._checked(name, value) for name, value in arguments.items()}
+        if wrong := [p for name, value in given.items() if (p := self.problem(name, value))]:
+            raise UserError("; ".join(wrong))
         self._record_defaults(given)
         for name in RULES.get(self.name, {}) if self.selector in _ENTRIES else ():
             if name not in given and (value := implied(self.name, name, given)) is not None:
                 given[name] = value
         return given
+
+    def _checked(self, name: str, value: Any) -> Any:
+        return value_checks.as_tuple(without_gin(value), self.annotations.get(name, Any))
+
+    def problem(self, name: str, value: Any) -> str | None:
+        """What is wrong with a value; None if nothing is."""
+        annotation = self.annotations.get(name, Any)
+        if value_checks.fits(value, annotation, value_checks.is_instance):
+            return None
+        where = next((w for (_, s, n), w in PLACES.items() if (s, n) == (self.selector, name)), "")
+        return wrong_value(f"{self.name}.{name}", value, annotation, where)
 
     def _record_defaults(self, given: Mapping[str, Any]) -> None:
         """gin's operative config has the defaults, too, which gin can't see through a stand-in."""
@@ -168,6 +212,20 @@ class Entry:
             new = default is not inspect.Parameter.empty and name not in {*given, *used}
             if new and gin.config._is_literally_representable(default):
                 used[name] = default
+
+
+def wrong_value(label: str, value: Any, annotation: Any, where: str) -> str:
+    """One line: the parameter, what was found, what was expected, and where it stands."""
+    place = f" ({where})" if where else ""
+    if isinstance(value, type | Bound) or inspect.isfunction(value):
+        name = getattr(value, "__name__", "NAME")
+        found, more = f"@{name}, without brackets", f"; write @{name}()"
+    elif value_checks.is_plain_value(value):
+        found, more = f"{value!r:.80}", value_checks.advice(value, annotation)
+    else:
+        found, more = f"a {type(value).__name__}", ""
+    expected = value_checks.described(annotation, NAMES)
+    return f"{label} is {found}; expected {expected}{more}{place}"
 
 
 class Bound:
@@ -262,7 +320,7 @@ def register(target: T, *, name: str | None = None, module: str | None = None) -
     `@NAME()` in a gin file is filled and checked as the shipped ones are.
     """
     name, module = name or target.__name__, module or target.__module__
-    if _TARGETS.get(name) == f"{module}:{name}":  # in the table
+    if NAMES.get(name) == f"{module}:{name}":  # in the table
         return target
     _add(Entry(name, target, module), module)
     return target
@@ -288,5 +346,5 @@ def arguments(configurable: Any, given: Mapping[str, Any]) -> tuple[Callable, di
 
 
 _ENTRIES: dict[str, Entry] = {}
-for _name, _target in _TARGETS.items():
+for _name, _target in NAMES.items():
     _add(Entry(_name, _target, MODULE), MODULE)

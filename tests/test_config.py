@@ -324,9 +324,17 @@ def test_the_home_folder_is_expanded():
     assert bake()[2] == str(Path.home() / "runs")
 
 
-@pytest.mark.parametrize("value", ["foo", "foo/bar", "small.gin", "a=b", "1.2.3", "[1, 2"])
-def test_a_value_that_is_no_literal_shows_the_quoted_form(value):
-    assert f"--gin.bake.folder=\"'{value}'\"" in mistake([], [f"bake.folder={value}"])
+@pytest.mark.parametrize(
+    "value", ["foo", "foo/bar", "small.gin", "a=b", "1.2.3", "it's", "books/*.txt", "train", "a b"]
+)
+def test_text_that_can_be_nothing_else_needs_no_quotes(value):
+    config.parse([], [f"bake.folder={value}", f"NAME={value}", "bake.cake=%NAME"])
+    assert bake() == (value, 30, value)
+
+
+@pytest.mark.parametrize("value", ["[1, 2", "{'a': 1", "'foo", "@Cake(", "%"])
+def test_gin_that_was_begun_is_no_text(value):
+    assert f'--gin.bake.folder="{value!r}"' in mistake([], [f"bake.folder={value}"])
 
 
 @pytest.mark.parametrize("value, literal", [("true", "True"), ("FALSE", "False"), ("null", "None")])
@@ -340,7 +348,7 @@ def test_a_binding_without_name_or_value(text):
 
 
 def test_an_empty_value():
-    assert "nothing is no gin value" in mistake([], ["bake.folder="])
+    assert "nothing is given; write --gin.bake.folder=None" in mistake([], ["bake.folder="])
 
 
 def test_several_statements_in_one_text():

@@ -147,9 +147,9 @@ class Kite:
 
 
 def test_a_class_of_a_users_is_registered_without_being_changed():
-    config.parse([], ["Kite.tail=2.5", "train.optimizer=@Kite()"])
+    config.parse([], ["Kite.tail=2.5"])
     assert Kite().tail == 1.0
-    assert config.evaluate("train.optimizer") == Kite(2.5)
+    assert config.call("Kite") == Kite(2.5)
     with pytest.raises(UserError, match="'Kite' has no parameter 'tale'"):
         config.parse([], ["Kite.tale=2.5"])
 

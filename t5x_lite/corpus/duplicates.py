@@ -13,6 +13,7 @@ import numpy as np
 
 from t5x_lite.corpus.text import comparable, exact_form, units
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Duplicates:
     ngram: int = 5
     bands: int = 14
     rows: int = 8
-    seed: int = 1
+    seed: Count = 1
     lines: bool = False
     min_line_characters: int = 1
     min_sentences: int = 3

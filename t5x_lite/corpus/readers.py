@@ -16,6 +16,7 @@ from t5x_lite.corpus.formats import Item, Opened
 from t5x_lite.corpus.opening import Bomb, Problems, Stream, Torn, is_binary
 from t5x_lite.corpus.steps import Document
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Positive
 
 _PACKED = re.compile(r"\.(gz|bz2|xz|zst|zstd)$", re.IGNORECASE)
 _TAR = re.compile(r"\.(?:tar(?:\.(?:gz|bz2|xz|zst|zstd))?|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -69,7 +70,7 @@ class Reader:
     id_field: str = "id"
     document: str = "file"
     extractor: str = "resiliparse"
-    max_document_bytes: int = 10_000_000
+    max_document_bytes: Positive = 10_000_000
     max_ratio: float = 200.0
     max_members: int = 1_000_000
     code: bool = True

@@ -12,6 +12,7 @@ from t5x_lite.corpus.readers import Reader
 from t5x_lite.corpus.steps import Step
 from t5x_lite.corpus.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Fraction, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +52,14 @@ class Corpus:
     duplicates: Duplicates | None = Duplicates()
     mix: Mix | None = None
     tokenizer: Tokenizer | None = None
-    held_out: float = 0.01
-    shard_bytes: int = 256_000_000
-    unit_bytes: int = 64_000_000
-    partitions: int | None = None
+    held_out: Fraction = 0.01
+    shard_bytes: Positive = 256_000_000
+    unit_bytes: Positive = 64_000_000
+    partitions: Positive | None = None
     max_seconds: int | None = 60
     max_megabytes: int | None = 4000
     keep_dropped: bool = False
-    workers: int | None = None
+    workers: Positive | None = None
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self):

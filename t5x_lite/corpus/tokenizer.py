@@ -9,6 +9,7 @@ from typing import Any
 
 from t5x_lite.corpus.text import words
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Count, Positive
 
 FILE = "vocabulary.model"
 
@@ -30,8 +31,8 @@ class Tokenizer:
 
     size: int = 32_000
     model_type: str = "unigram"
-    extra_ids: int = 100
-    sample_bytes: int = 50_000_000
+    extra_ids: Count = 100
+    sample_bytes: Positive = 50_000_000
     temperature: float = 1.0
     weights: Mapping[str, float] | None = None
     report_documents: int = 200

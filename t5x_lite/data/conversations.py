@@ -7,6 +7,7 @@ from t5x_lite.data.chat import messages_of
 from t5x_lite.data.source import Record, Source
 from t5x_lite.data.tables import JsonLines
 from t5x_lite.data.task_data import when_used
+from t5x_lite.ranges import Count, Fraction
 
 
 class _Conversations(JsonLines):
@@ -31,8 +32,8 @@ def _with_messages(record: Any) -> Record:
 def conversations(
     files: str | Sequence[str],
     validation_files: str | Sequence[str] | None = None,
-    held_out: float = 0.05,
-    max_bad_records: int = 0,
+    held_out: Fraction = 0.05,
+    max_bad_records: Count = 0,
 ) -> Source:
     """Conversations in JSON lines: {"messages": [{"role", "content"}, ...]}, or
     ShareGPT's {"conversations": [{"from", "value"}, ...]}.

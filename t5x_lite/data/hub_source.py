@@ -8,6 +8,7 @@ from typing import Any
 from t5x_lite.data.file_source import Keys, MissingKey, normal_keys, pick
 from t5x_lite.data.source import Record, Source, Subset, digest
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.ranges import Fraction
 
 
 class HuggingFace(Source):
@@ -30,7 +31,7 @@ class HuggingFace(Source):
         name: str | None = None,
         keys: Keys = "text",
         splits: Mapping[str, str] | None = None,
-        held_out: float = 0.01,
+        held_out: Fraction = 0.01,
     ):
         if not 0 <= held_out < 1:
             raise UserError(f"held_out is {held_out}; it must be a share of records in [0, 1).")

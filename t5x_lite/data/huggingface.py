@@ -18,6 +18,7 @@ from t5x_lite.data.tokenizer_settings import TokenizerSettings, read_settings
 from t5x_lite.data.vocabulary import REPLACEMENT, Vocabulary, _begins_word, _read
 from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.lines import split_lines
+from t5x_lite.ranges import Count
 
 _SENTINEL = re.compile(r"<extra_id_(\d+)>")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -49,7 +50,7 @@ class HuggingFaceVocabulary(Vocabulary):
     """
 
     path: str | os.PathLike[str]
-    extra_ids: int | None = None
+    extra_ids: Count | None = None
     eos: str | None = None
 
     @functools.cached_property

@@ -29,6 +29,7 @@ from t5x_lite.data.streams import TaskChooser, TaskReader, Tokens
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.data.workers import Workers
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Count, Positive
 
 __all__ = ["Batch", "BatchLoader", "Prefetch", "eval_batches", "prefetch"]
 
@@ -71,13 +72,13 @@ class BatchLoader(Iterator[Batch]):
         task: Task | Mixture,
         *,
         lengths: Mapping[str, int],
-        batch_size: int,
-        seed: int,
+        batch_size: Positive,
+        seed: Count,
         architecture: str,
         pack: bool | str = True,
         rows: Sequence[int] | np.ndarray | None = None,
         split: str = "train",
-        num_workers: int = 0,
+        num_workers: Count = 0,
     ):
         if num_workers < 0:
             raise UserError(f"BatchLoader.num_workers is {num_workers}; use 0 or more.")

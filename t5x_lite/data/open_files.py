@@ -14,6 +14,7 @@ from t5x_lite.data.source import Source
 from t5x_lite.data.tables import Delimited, JsonLines
 from t5x_lite.data.text_files import TextFiles
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Count, Fraction, Positive
 
 _KINDS = {
     "txt": TextFiles, "text": TextFiles, "md": TextFiles, "rst": TextFiles,
@@ -36,11 +37,11 @@ _log = logging.getLogger(__name__)
 def open_files(
     files: str | Sequence[str],
     keys: Keys = "text",
-    held_out: float = 0.01,
+    held_out: Fraction = 0.01,
     validation_files: str | Sequence[str] | None = None,
     document: str = "paragraph",
-    max_document_bytes: int | None = 32768,
-    max_bad_records: int = 0,
+    max_document_bytes: Positive | None = 32768,
+    max_bad_records: Count = 0,
 ) -> Source:
     """The source for files of one kind: .txt .md .rst, .jsonl .json, .csv .tsv, .parquet,
     .array_record or .tfrecord, also with .gz, .zst, .xz or .bz2; others are read as text.

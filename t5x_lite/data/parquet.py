@@ -8,6 +8,7 @@ from t5x_lite.data.file_source import FileSource, Found, Keys, MissingKey, norma
 from t5x_lite.data.files import BadRecords, cache_folder, local_copy, version_of, written_whole
 from t5x_lite.data.source import Record, digest, hash64
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Count, Fraction, Positive
 
 
 class Parquet(FileSource):
@@ -25,10 +26,10 @@ class Parquet(FileSource):
         self,
         files: str | Sequence[str],
         keys: Keys = "text",
-        held_out: float = 0.01,
+        held_out: Fraction = 0.01,
         validation_files: str | Sequence[str] | None = None,
-        max_bad_records: int = 0,
-        max_record_bytes: int = 10_000_000,
+        max_bad_records: Count = 0,
+        max_record_bytes: Positive = 10_000_000,
     ):
         self.keys = normal_keys(keys)
         super().__init__(files, held_out, validation_files, max_bad_records, max_record_bytes)

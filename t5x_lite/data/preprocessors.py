@@ -19,6 +19,7 @@ from t5x_lite.data.record_text import as_text, fill, string_of
 from t5x_lite.data.source import Record, Source, digest, hash64
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.ranges import Count, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Filter:
     """
 
     key: str = "text"
-    min_characters: int = 0
-    max_characters: int | None = None
+    min_characters: Count = 0
+    max_characters: Positive | None = None
     matching: str | None = None
     without: str | None = None
 
@@ -120,7 +121,7 @@ class Truncate:
     """
 
     key: str
-    length: int
+    length: Positive
     side: str = "right"
     vocabulary: Vocabulary | None = None
 
@@ -161,8 +162,8 @@ class FewShot:
     """
 
     shots: Sequence[Record] | Source
-    count: int | None = None
-    seed: int = 0
+    count: Count | None = None
+    seed: Count = 0
     shot: str = "{inputs}\n{targets}"
     query: str = "{inputs}\n"
     separator: str = "\n\n"
@@ -224,8 +225,8 @@ class Chunk:
     last may be shorter; other keys are copied.
     """
 
-    length: int
-    overlap: int = 0
+    length: Positive
+    overlap: Count = 0
     key: str = "text"
 
     def __post_init__(self):

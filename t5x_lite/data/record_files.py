@@ -13,6 +13,7 @@ from t5x_lite.data.files import BadRecords, local_copy
 from t5x_lite.data.source import Record, hash64
 from t5x_lite.data.tf_example import TornFile, frame_spans, parse_example
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Count, Fraction, Positive
 
 _FORMATS = ("tf.Example", "json", "text")
 
@@ -132,10 +133,10 @@ class ArrayRecords(_Binary):
         files: str | Sequence[str],
         keys: Keys = "text",
         record_format: str | None = None,
-        held_out: float = 0.01,
+        held_out: Fraction = 0.01,
         validation_files: str | Sequence[str] | None = None,
-        max_bad_records: int = 0,
-        max_record_bytes: int = 10_000_000,
+        max_bad_records: Count = 0,
+        max_record_bytes: Positive = 10_000_000,
     ):
         super().__init__(
             *(files, keys, record_format, held_out, validation_files),
@@ -200,10 +201,10 @@ class TfRecords(_Binary):
         files: str | Sequence[str],
         keys: Keys = "text",
         record_format: str | None = None,
-        held_out: float = 0.01,
+        held_out: Fraction = 0.01,
         validation_files: str | Sequence[str] | None = None,
-        max_bad_records: int = 0,
-        max_record_bytes: int = 10_000_000,
+        max_bad_records: Count = 0,
+        max_record_bytes: Positive = 10_000_000,
     ):
         super().__init__(
             *(files, keys, record_format, held_out, validation_files),

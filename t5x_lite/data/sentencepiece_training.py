@@ -14,17 +14,18 @@ from t5x_lite.data.vocabulary import (
     without_surrogates,
 )
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Count, Positive, Share
 
 
 def train_sentencepiece(
     texts: Iterable[str],
     model_path: str | os.PathLike[str],
-    size: int,
+    size: Positive,
     model_type: str = "unigram",
-    extra_ids: int = 100,
+    extra_ids: Count = 100,
     lossless: bool = True,
-    character_coverage: float = 0.9995,
-    max_bytes: int = 100_000_000,
+    character_coverage: Share = 0.9995,
+    max_bytes: Positive = 100_000_000,
     user_symbols: Sequence[str] = (),
 ) -> SentencePieceVocabulary:
     """Trains a SentencePiece model on `texts`, writes it to `model_path` and returns it.

@@ -24,6 +24,7 @@ import numpy as np
 
 from t5x_lite.data.source import HashSplit, Index, Record, Source, Subset, digest, hash64
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Fraction, Positive
 
 
 class PythonLibrary(HashSplit):
@@ -35,7 +36,7 @@ class PythonLibrary(HashSplit):
     """
 
     def __init__(
-        self, held_out: float = 0.02, include_tests: bool = False, root: str | None = None
+        self, held_out: Fraction = 0.02, include_tests: bool = False, root: str | None = None
     ):
         super().__init__(held_out)
         self.root = Path(root or sysconfig.get_path("stdlib"))
@@ -98,7 +99,7 @@ class InMemory(HashSplit):
     def __init__(
         self,
         records: Sequence[Record | str],
-        held_out: float = 0.0,
+        held_out: Fraction = 0.0,
         validation: Sequence[Record | str] | None = None,
     ):
         super().__init__(held_out, None if validation is None else InMemory(validation, 0.0, None))
@@ -127,8 +128,8 @@ class FromFunction(Source):
     def __init__(
         self,
         function: Callable[..., Record | str | Iterable[Record | str]],
-        length: int | None = None,
-        held_out: float = 0.01,
+        length: Positive | None = None,
+        held_out: Fraction = 0.01,
         version: str = "1",
     ):
         if not 0 <= held_out < 1:

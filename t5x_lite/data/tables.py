@@ -17,6 +17,7 @@ from t5x_lite.data.files import BadRecords
 from t5x_lite.data.source import Record, hash64
 from t5x_lite.data.text_files import find_documents
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Count, Fraction, Positive
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -110,10 +111,10 @@ class JsonLines(_Rows):
         self,
         files: str | Sequence[str],
         keys: Keys = "text",
-        held_out: float = 0.01,
+        held_out: Fraction = 0.01,
         validation_files: str | Sequence[str] | None = None,
-        max_bad_records: int = 0,
-        max_record_bytes: int = 10_000_000,
+        max_bad_records: Count = 0,
+        max_record_bytes: Positive = 10_000_000,
     ):
         super().__init__(files, keys, held_out, validation_files, max_bad_records, max_record_bytes)
 
@@ -222,10 +223,10 @@ class Delimited(_Rows):
         columns: Sequence[str] | None = None,
         delimiter: str | None = None,
         quoting: bool | None = None,
-        held_out: float = 0.01,
+        held_out: Fraction = 0.01,
         validation_files: str | Sequence[str] | None = None,
-        max_bad_records: int = 0,
-        max_record_bytes: int = 10_000_000,
+        max_bad_records: Count = 0,
+        max_record_bytes: Positive = 10_000_000,
     ):
         if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
             raise UserError(

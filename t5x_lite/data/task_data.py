@@ -13,6 +13,7 @@ from t5x_lite.data.tables import Delimited
 from t5x_lite.data.text_files import ParallelFiles
 from t5x_lite.data.tfds_source import Tfds
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Fraction, Positive
 
 _ENDS = ("", ".gz", ".zst", ".zstd", ".xz", ".bz2")
 
@@ -38,7 +39,7 @@ def task_data(
     columns: Sequence[str] | None = None,
     data_dir: str | None = None,
     splits: Mapping[str, str] | None = None,
-    held_out: float = 0.05,
+    held_out: Fraction = 0.05,
     document: str = "line",
     download: bool = False,
 ) -> Source:
@@ -123,7 +124,7 @@ def parallel_folder(
 
 
 @when_used
-def text_in_order(file: str, held_out: float = 0.1, characters: int = 4096) -> Source:
+def text_in_order(file: str, held_out: Fraction = 0.1, characters: Positive = 4096) -> Source:
     """One text file whose end is held out, as character language models are compared on.
 
     The first 1 - `held_out` of its characters are cut into documents of `characters`, which are

@@ -15,6 +15,7 @@ from t5x_lite.data.reading import Reading, objective_reading
 from t5x_lite.data.source import Record, Source, digest
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.ranges import AboveZero
 
 __all__ = ["Fields", "Mixture", "Preprocessor", "Task"]
 
@@ -185,8 +186,8 @@ class Mixture:
     name: str
     tasks: Sequence["Task | Mixture"]
     rates: Sequence[float] | str = "examples"
-    maximum: float | None = None
-    temperature: float = 1.0
+    maximum: AboveZero | None = None
+    temperature: AboveZero = 1.0
 
     def __post_init__(self):
         if not self.tasks:

@@ -9,6 +9,7 @@ from t5x_lite.data.file_source import FileSource, Found
 from t5x_lite.data.files import BadRecords, find_files
 from t5x_lite.data.source import HashSplit, Index, Record, hash64
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Count, Fraction, Positive
 
 
 class TextFiles(FileSource):
@@ -37,12 +38,12 @@ class TextFiles(FileSource):
         self,
         files: str | Sequence[str],
         document: str = "line",
-        held_out: float = 0.01,
+        held_out: Fraction = 0.01,
         validation_files: str | Sequence[str] | None = None,
-        max_document_bytes: int | None = None,
+        max_document_bytes: Positive | None = None,
         invalid: str = "error",
-        max_bad_records: int = 0,
-        max_record_bytes: int = 10_000_000,
+        max_bad_records: Count = 0,
+        max_record_bytes: Positive = 10_000_000,
     ):
         if document not in ("line", "paragraph", "file"):
             raise UserError(f"TextFiles.document is {document!r}; use 'line', 'paragraph', 'file'.")
@@ -134,7 +135,7 @@ class ParallelFiles(HashSplit):
     def __init__(
         self,
         files: Mapping[str, str],
-        held_out: float = 0.01,
+        held_out: Fraction = 0.01,
         validation_files: Mapping[str, str] | None = None,
     ):
         validation = None

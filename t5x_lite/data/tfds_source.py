@@ -13,6 +13,7 @@ from t5x_lite.data.files import cached_arrays, local_copy, version_of
 from t5x_lite.data.source import Record, Source, Subset, digest
 from t5x_lite.data.tf_example import TornFile, frame_spans
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.ranges import Fraction
 
 # TFDS imports its datasets' code group by group and stops at the first group that lacks a package
 # (h5py, say); the groups after that one, these among them, are then never found by name.
@@ -46,7 +47,7 @@ class Tfds(Source):
         data_dir: str | None = None,
         keys: str | Mapping[str, str] | None = None,
         splits: Mapping[str, str] | None = None,
-        held_out: float = 0.01,
+        held_out: Fraction = 0.01,
         download: bool = False,
     ):
         if not 0 <= held_out < 1:

@@ -18,6 +18,7 @@ from t5x_lite.data.sentencepiece_training import train_sentencepiece
 from t5x_lite.data.source import Source, digest
 from t5x_lite.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Count, Positive
 
 _FILE = "vocabulary.model"
 
@@ -45,12 +46,12 @@ class TrainedVocabulary(Vocabulary):
     def __init__(
         self,
         source: Source,
-        size: int = 8192,
+        size: Positive = 8192,
         path: str | None = None,
         folder: str | None = None,
         model_type: str = "unigram",
-        extra_ids: int = 100,
-        sample_bytes: int = 10_000_000,
+        extra_ids: Count = 100,
+        sample_bytes: Positive = 10_000_000,
     ):
         if path is not None and folder is not None:
             raise UserError("TrainedVocabulary has both a path and a folder; give one of them.")

@@ -18,6 +18,7 @@ import numpy as np
 
 from t5x_lite.data.tokenizer_settings import read_settings
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.ranges import Count
 
 REPLACEMENT = "\ufffd"
 _SENTINEL = re.compile(r"<extra_id_(\d+)>")
@@ -140,7 +141,7 @@ class SentencePieceVocabulary(Vocabulary):
     """
 
     path: str | os.PathLike[str]
-    extra_ids: int | None = None
+    extra_ids: Count | None = None
 
     @functools.cached_property
     def _model(self) -> "_Model":
@@ -248,7 +249,7 @@ class ByteVocabulary(Vocabulary):
     The default makes 384 ids, a multiple of 128.
     """
 
-    extra_ids: int = 125
+    extra_ids: Count = 125
 
     special_tokens: ClassVar = {"<pad>": 0, "</s>": 1}
     named_tokens: ClassVar = {"bos_token": "<pad>", "eos_token": "</s>", "pad_token": "<pad>"}

@@ -38,6 +38,7 @@ from t5x_lite.inference.sampling import Greedy
 from t5x_lite.inference.scoring import log_likelihood
 from t5x_lite.models.heads import LOGITS
 from t5x_lite.models.model import Model
+from t5x_lite.ranges import Count
 
 Row = dict[str, Any]
 _FIELD_LENGTH = 40  # characters of a text that may be sliced by
@@ -53,7 +54,7 @@ class TextEvaluation:
 
     method: Method | None = None
     during_training: bool = True
-    seed: int = 0
+    seed: Count = 0
 
 
 @dataclasses.dataclass(frozen=True)

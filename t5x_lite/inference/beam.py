@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from t5x_lite.errors import UserError
 from t5x_lite.inference.prefill import PAD_ID, Start
+from t5x_lite.ranges import Positive
 
 UNFINISHED = -1e7  # the score of a beam that holds no sequence; T5X's "negative infinity"
 
@@ -26,7 +27,7 @@ class BeamSearch:
     other places hold padding and score -1e7.
     """
 
-    beams: int = 4
+    beams: Positive = 4
     alpha: float = 0.6
 
     def __post_init__(self):

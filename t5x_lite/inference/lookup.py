@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from t5x_lite.errors import UserError
 from t5x_lite.inference.prefill import PAD_ID, Start
 from t5x_lite.inference.sampling import most_probable
+from t5x_lite.ranges import Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Lookup:
     down to one; where even that isn't found, the guess is the last token once more.
     """
 
-    guesses: int = 6
-    ngram: int = 3
+    guesses: Positive = 6
+    ngram: Positive = 3
 
     def __post_init__(self):
         for name in ("guesses", "ngram"):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from t5x_lite.errors import UserError
 from t5x_lite.inference.prefill import PAD_ID, Start
+from t5x_lite.ranges import Count, NotNegative, Positive
 
 MASKED = -1e7  # exp(MASKED) is 0 in float32, and unlike -inf it survives a subtraction
 COLDEST = 1e-4  # temperatures up to this one are greedy: dividing by them would overflow
@@ -44,10 +45,10 @@ class Sample:
       (T5X's default), instead of under the model's own.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
+    temperature: NotNegative = 1.0
+    top_k: Count = 0
     top_p: float = 1.0
-    num_samples: int = 1
+    num_samples: Positive = 1
     rescale_log_probs: bool = False
 
     def __post_init__(self):

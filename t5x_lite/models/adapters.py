@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Positive
 
 Params = dict[str, Any]
 
@@ -43,7 +44,7 @@ class LoRA:
     """
 
     pattern: str = r"attention/(query|value|qkv|kv)/kernel$"
-    rank: int = 8
+    rank: Positive = 8
     alpha: float = 16.0
     rank_stabilized: bool = False
 
@@ -73,7 +74,7 @@ class SoftPrompt:
     input, or before all that a decoder-only model reads. Rows can't be packed.
     """
 
-    length: int = 20
+    length: Positive = 20
 
     def __post_init__(self):
         if self.length < 1:

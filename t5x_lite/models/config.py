@@ -6,6 +6,7 @@ from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.models.adapters import Adapter, checked
 from t5x_lite.models.functional.attention import IMPLEMENTATIONS
 from t5x_lite.models.functional.mlp import ACTIVATIONS
+from t5x_lite.ranges import AboveZero, Count, Fraction, NotNegative, Positive
 
 ARCHITECTURES = ("encoder_decoder", "decoder_only", "encoder_only")
 ENCODER_HEADS = ("masked_lm", "lm", "pooler", "next_sentence", "classes", "tags", "span")
@@ -50,58 +51,58 @@ class TransformerConfig:
     Raises UserError on construction for settings that contradict each other.
     """
 
-    vocab_size: int  # rows of the embedding: the vocabulary's size, rounded up if you like
-    embed_dim: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
-    num_decoder_layers: int
-    num_encoder_layers: int = 0
+    vocab_size: Positive  # rows of the embedding: the vocabulary's size, rounded up if you like
+    embed_dim: Positive
+    num_heads: Positive
+    head_dim: Positive
+    mlp_dim: Positive
+    num_decoder_layers: Count
+    num_encoder_layers: Count = 0
     architecture: str = "encoder_decoder"
-    num_kv_heads: int | None = None  # None: as many as heads; fewer: grouped-query attention
+    num_kv_heads: Positive | None = None  # None: as many as heads; fewer: grouped-query attention
     mlp_activations: tuple[str, ...] = ("gelu", "linear")  # two or more: gated
     norm: str = "rms"
-    norm_epsilon: float = 1e-6
+    norm_epsilon: NotNegative = 1e-6
     norm_scale_from_one: bool = False  # norms multiply by 1 + what they learn (Gemma)
     norm_placement: str = "pre"  # "post": after each residual sum, and none at the end (BERT);
     # "both": before and after each sublayer (Gemma 2)
     positions: str = "relative"  # "transformer_xl": the two-stream model of xlnet.py
-    relative_buckets: int = 32
-    relative_max_distance: int = 128
+    relative_buckets: Positive = 32
+    relative_max_distance: Positive = 128
     relative_bias_per_layer: bool = False  # a table for each layer, not for each stack (umT5)
-    rope_theta: float = 10_000.0
+    rope_theta: AboveZero = 10_000.0
     rope_scaling: tuple | None = None  # such as ("linear", 4.0); see functional/positions.py
-    local_rope_theta: float | None = None  # of layers with a window, unscaled (Gemma 3)
-    max_positions: int = 2048  # rows of the table of positions="learned"; others need none
+    local_rope_theta: AboveZero | None = None  # of layers with a window, unscaled (Gemma 3)
+    max_positions: Positive = 2048  # rows of the table of positions="learned"; others need none
     scale_attention: bool = False  # logits / sqrt(head_dim); T5 divides its initialiser instead
     attention_scalar: float | None = None  # whose root it is, rather than head_dim's (Gemma)
     qk_norm: bool = False  # RMS norm of queries and keys, per head
-    attention_soft_cap: float | None = None
-    logits_soft_cap: float | None = None
+    attention_soft_cap: AboveZero | None = None
+    logits_soft_cap: AboveZero | None = None
     tied_embeddings: bool = False
     scale_tied_logits: bool = True  # T5 1.0: logits / sqrt(embed_dim) when tied
     scale_embeddings: bool = False  # times sqrt(embed_dim), in the activations' dtype (Gemma)
-    attention_window: int | None = None  # a decoder's tokens see so many, themselves included
-    full_attention_every: int | None = None  # every so-manieth layer has no window (Gemma 3: 6)
+    attention_window: Positive | None = None  # a decoder's tokens see so many, themselves included
+    full_attention_every: Positive | None = None  # every N-th layer has no window (Gemma 3: 6)
     use_bias: bool | str = False  # on projections; or only on those of "qkv" or the "mlp"
-    dropout_rate: float = 0.0
-    init_std: float | None = None  # None: T5's initialisers; a number: GPT-2's normal(std)
+    dropout_rate: Fraction = 0.0
+    init_std: NotNegative | None = None  # None: T5's initialisers; a number: GPT-2's normal(std)
     dtype: str = "auto"  # of activations; auto: bfloat16 on TPU and GPU, float32 on CPU
     attention: str = "auto"  # how it is computed; see functional/attention.py, `choose`
     fused_projections: bool = False  # queries, keys and values in one product, and gate and up
     scan_layers: bool = True  # one compiled layer, parameters stacked [layers, ...]
-    num_experts: int = 0  # 0: all tokens share one MLP; see models/moe.py
-    experts_per_token: int = 2
-    capacity_factor: float | None = None  # times a row's even share; None: no token is dropped
+    num_experts: Count = 0  # 0: all tokens share one MLP; see models/moe.py
+    experts_per_token: Positive = 2
+    capacity_factor: AboveZero | None = None  # times a row's even share; None: no token is dropped
     normalize_expert_weights: bool = True  # several chosen experts' weights sum to 1 (Mixtral)
-    load_balance_loss: float = 0.01  # weights of what is added to a target token's loss
-    router_z_loss: float = 0.001
-    moe_every: int = 1  # experts in every so-manieth layer (2: in the second, fourth, ...)
+    load_balance_loss: NotNegative = 0.01  # weights of what is added to a target token's loss
+    router_z_loss: NotNegative = 0.001
+    moe_every: Positive = 1  # experts in every so-manieth layer (2: in the second, fourth, ...)
     remat: str = "none"  # what is recomputed in the backward pass; see transformer.py
     embedding_norm: bool = False  # a norm of the embeddings' sum (BERT)
-    token_types: int = 0  # rows of an encoder's table of token types; 0: it has none
+    token_types: Count = 0  # rows of an encoder's table of token types; 0: it has none
     encoder_heads: tuple[str, ...] = ()  # what an encoder_only model ends with; see heads.py
-    num_labels: int = 0  # of the heads "classes" (1: a number is predicted) and "tags"
+    num_labels: Count = 0  # of the heads "classes" (1: a number is predicted) and "tags"
     adapters: tuple[Adapter, ...] = ()  # LoRA, SoftPrompt: see adapters.py
 
     def __post_init__(self):

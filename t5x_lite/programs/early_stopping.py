@@ -9,6 +9,7 @@ from t5x_lite import evidence
 from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.evaluation.results import smaller_is_better
 from t5x_lite.parallel import distributed
+from t5x_lite.ranges import NotNegative, Positive
 from t5x_lite.training.trackers import read_json_lines
 
 
@@ -23,8 +24,8 @@ class EarlyStopping:
     """
 
     metric: str | None = None
-    patience: int = 3
-    min_delta: float = 0.0
+    patience: Positive = 3
+    min_delta: NotNegative = 0.0
     model_dir: str | None = None
 
     def __post_init__(self):

@@ -28,6 +28,7 @@ from t5x_lite.programs.embed import StsEvaluation
 from t5x_lite.programs.held_out import HeldOut
 from t5x_lite.programs.recorder import say
 from t5x_lite.programs.weights import open_weights
+from t5x_lite.ranges import Count, NotNegative, Positive
 from t5x_lite.training.checkpoints import Checkpoints
 from t5x_lite.training.head_losses import HeadLoss
 from t5x_lite.training.pair_losses import ContrastiveLoss
@@ -49,21 +50,21 @@ def evaluate(
     model_dir: str,
     model: TransformerConfig,
     task: Task | Mixture,
-    lengths: Mapping[str, int],
-    batch_size: int,
+    lengths: Mapping[str, Positive],
+    batch_size: Positive,
     mesh: MeshConfig | None = None,
     rules: Rules | None = None,
     loss: Loss | ContrastiveLoss | HeadLoss | None = None,
-    batch_count: int | None = None,
+    batch_count: Positive | None = None,
     split: str = "validation",
     text: TextEvaluation | None = None,
     sts: StsEvaluation | None = None,
-    confidence_samples: int = 0,
-    num_samples: int = 3,
+    confidence_samples: Count = 0,
+    num_samples: Count = 3,
     accept_other_vocabulary: bool = False,
-    total_steps: int | None = None,
-    poll_seconds: float = 10.0,
-    patience_seconds: float = 3600.0,
+    total_steps: Positive | None = None,
+    poll_seconds: NotNegative = 10.0,
+    patience_seconds: NotNegative = 3600.0,
     checkpoint: str = "latest",
     watch: bool = False,
     html: str | None = None,

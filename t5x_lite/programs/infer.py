@@ -33,6 +33,7 @@ from t5x_lite.programs.eval import checkpoint_paths
 from t5x_lite.programs.heads import answer_records
 from t5x_lite.programs.results_file import continued, fingerprint, shard, shard_name
 from t5x_lite.programs.weights import open_weights
+from t5x_lite.ranges import Count, Positive
 from t5x_lite.training.setup import Setup, set_up
 from t5x_lite.training.state import key_for
 
@@ -111,16 +112,16 @@ def infer(
     model_dir: str,
     model: TransformerConfig,
     task: Task | Mixture,
-    lengths: Mapping[str, int],
+    lengths: Mapping[str, Positive],
     records: Sequence[Record],
     mesh: MeshConfig | None = None,
     rules: Rules | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: Positive = BATCH_SIZE,
     method: Method | None = None,
-    max_new_tokens: int | None = None,
+    max_new_tokens: Positive | None = None,
     weights: str = "float32",
     pooling: str = "mean",
-    seed: int = 0,
+    seed: Count = 0,
     accept_other_vocabulary: bool = False,
     checkpoint: str = "latest",
     first: int = 0,

@@ -31,12 +31,14 @@ from t5x_lite.programs.lock import Lock
 from t5x_lite.programs.periods import check_periods, period_notes
 from t5x_lite.programs.recorder import Recorder, say
 from t5x_lite.programs.weights import check_start, has_checkpoint
+from t5x_lite.ranges import AboveZero, Count, Positive
 from t5x_lite.training import garbage
 from t5x_lite.training.background_compile import BackgroundCompile
 from t5x_lite.training.build import build, fresh_state, started_from
 from t5x_lite.training.goodput import Goodput
 from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.head_losses import HeadLoss
+from t5x_lite.training.optimizers import Optimizer
 from t5x_lite.training.pair_losses import ContrastiveLoss
 from t5x_lite.training.recovery import restore_newest, save_surely
 from t5x_lite.training.services import Service
@@ -62,38 +64,38 @@ def train(
     model_dir: str,
     model: TransformerConfig,
     task: Task | Mixture,
-    lengths: Mapping[str, int],
-    batch_size: int,
-    total_steps: int,
-    optimizer: Any,
+    lengths: Mapping[str, Positive],
+    batch_size: Positive,
+    total_steps: Positive,
+    optimizer: Optimizer,
     loss: Loss | ContrastiveLoss | HeadLoss | None = None,
     mesh: MeshConfig | None = None,
     rules: Rules | None = None,
     pack: bool = True,
-    seed: int = 0,
-    num_microbatches: int = 1,
+    seed: Count = 0,
+    num_microbatches: Positive = 1,
     checkpoint: CheckpointConfig | None = None,
     initial_checkpoint: str | None = None,
     initial_params: str | None = None,
     accept_other_vocabulary: bool = False,
     trainable: str | None = None,
     frozen: str | None = None,
-    layer_decay: float = 1.0,
-    log_period: int = 100,
-    eval_period: int = 1000,
-    eval_batch_count: int | None = 20,
+    layer_decay: AboveZero = 1.0,
+    log_period: Positive = 100,
+    eval_period: Positive = 1000,
+    eval_batch_count: Positive | None = 20,
     text: TextEvaluation | None = None,
     sts: StsEvaluation | None = None,
     early_stopping: EarlyStopping | None = None,
-    num_samples: int = 3,
-    sample_period: int = 0,
+    num_samples: Count = 3,
+    sample_period: Count = 0,
     trackers: Sequence[Service] = (),
     watches: Watches | None = None,
-    max_bad_steps: int = 10,
+    max_bad_steps: Positive = 10,
     spike_guard: SpikeGuard | None = None,
     watchdog: WatchdogConfig | None = None,
-    gc_period: int = 1000,
-    num_workers: int = 0,
+    gc_period: Positive = 1000,
+    num_workers: Count = 0,
     dry_run: bool = False,
     interrupt: Interrupt | None = None,
 ) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import AboveZero, Count, NotNegative, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,16 +23,16 @@ class ServeConfig:
     slice_tokens: tokens that are decoded between two looks at who came and who left.
     """
 
-    slots: int = 8
-    max_waiting: int = 256
-    max_prompt_tokens: int | None = None
-    max_tokens: int | None = None
-    max_texts: int = 32
-    max_body_bytes: int = 1_000_000
-    read_seconds: float = 10.0
-    request_seconds: float = 120.0
-    grace_seconds: float = 10.0
-    slice_tokens: int = 8
+    slots: Positive = 8
+    max_waiting: Count = 256
+    max_prompt_tokens: Positive | None = None
+    max_tokens: Positive | None = None
+    max_texts: Positive = 32
+    max_body_bytes: Positive = 1_000_000
+    read_seconds: AboveZero = 10.0
+    request_seconds: AboveZero = 120.0
+    grace_seconds: NotNegative = 10.0
+    slice_tokens: Positive = 8
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

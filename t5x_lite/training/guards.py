@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.errors import NotFinite, UserError
+from t5x_lite.ranges import AboveZero, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,8 @@ class SpikeGuard:
       after: steps before which nothing is one; None: half of the window.
     """
 
-    window: int = 128
-    sigma: float = 6.0
+    window: Positive = 128
+    sigma: AboveZero = 6.0
     after: int | None = None
 
     def __post_init__(self):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.heads import LOGITS
+from t5x_lite.ranges import Fraction
 from t5x_lite.training.losses import check_coefficients, token_losses
 
 Batch = dict[str, jax.Array]
@@ -32,7 +33,7 @@ class HeadLoss:
     `train` takes by itself for an objective of heads.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Fraction = 0.0
 
     def __post_init__(self):
         check_coefficients(self.label_smoothing, 0.0)

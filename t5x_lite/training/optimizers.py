@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import AboveZero, Count, Fraction, NotNegative, Positive
 from t5x_lite.training import adafactor, muon, schedules
 
 logger = logging.getLogger(__name__)
@@ -106,8 +107,8 @@ class Optimizer:
     """
 
     schedule: Callable[[Any], jax.Array]
-    clip_norm: float | None = 1.0
-    weight_decay: float = 0.0
+    clip_norm: AboveZero | None = 1.0
+    weight_decay: NotNegative = 0.0
     decay_patterns: Patterns = DECAY_PATTERNS
 
     def __post_init__(self):
@@ -175,10 +176,10 @@ class AdamW(Optimizer):
     `mu_dtype` "bfloat16" halves the first moment's memory.
     """
 
-    weight_decay: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    weight_decay: NotNegative = 0.1
+    b1: Fraction = 0.9
+    b2: Fraction = 0.95
+    eps: NotNegative = 1e-8
     mu_dtype: str | None = None
 
     def direction(self, abstract_params: Any, logical_axes: Any) -> optax.GradientTransformation:
@@ -191,9 +192,9 @@ class Lion(Optimizer):
     """The sign of a momentum (Chen et al. 2023): a rate 3 to 10 times below AdamW's, and a decay
     as many times above."""
 
-    weight_decay: float = 1.0
-    b1: float = 0.9
-    b2: float = 0.99
+    weight_decay: NotNegative = 1.0
+    b1: Fraction = 0.9
+    b2: Fraction = 0.99
     mu_dtype: str | None = None
 
     def direction(self, abstract_params: Any, logical_axes: Any) -> optax.GradientTransformation:
@@ -209,10 +210,10 @@ class RmsScaledAdamW(Optimizer):
     moments make it train faster. Each layer of a scanned stack has a scale of its own.
     """
 
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-6
-    min_parameter_scale: float = 1e-3
+    b1: Fraction = 0.9
+    b2: Fraction = 0.999
+    eps: NotNegative = 1e-6
+    min_parameter_scale: NotNegative = 1e-3
     mu_dtype: str | None = None
 
     def direction(self, abstract_params: Any, logical_axes: Any) -> optax.GradientTransformation:
@@ -242,15 +243,15 @@ class Adafactor(Optimizer):
     name -> "row", "column", "batch", "none") are put over `adafactor.FACTOR_RULES`.
     """
 
-    clip_norm: float | None = None
+    clip_norm: AboveZero | None = None
     factored: bool = True
-    min_dim_size_to_factor: int = 128
-    decay_rate: float = 0.8
-    step_offset: int = 0
-    clipping_threshold: float | None = 1.0
+    min_dim_size_to_factor: Positive = 128
+    decay_rate: NotNegative = 0.8
+    step_offset: Count = 0
+    clipping_threshold: AboveZero | None = 1.0
     multiply_by_parameter_scale: bool = True
-    min_parameter_scale: float = 1e-3
-    beta1: float | None = None
+    min_parameter_scale: NotNegative = 1e-3
+    beta1: Fraction | None = None
     mu_dtype: str | None = None
     factor_rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -291,15 +292,15 @@ class Muon(Optimizer):
       b1, b2, eps: AdamW's.
     """
 
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     patterns: Patterns = MUON_PATTERNS
-    momentum: float = 0.95
+    momentum: Fraction = 0.95
     nesterov: bool = True
-    newton_schulz_steps: int = 5
-    rms_scale: float = 0.2
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    newton_schulz_steps: Positive = 5
+    rms_scale: AboveZero = 0.2
+    b1: Fraction = 0.9
+    b2: Fraction = 0.95
+    eps: NotNegative = 1e-8
     mu_dtype: str | None = None
 
     def direction(self, abstract_params: Any, logical_axes: Any) -> optax.GradientTransformation:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.parallel.rules import constrain
+from t5x_lite.ranges import AboveZero
 
 Batch = dict[str, jax.Array]
 POOLINGS = ("mean", "cls", "pooler")
@@ -60,7 +61,7 @@ class ContrastiveLoss:
     ``pooling``: how a text becomes a vector, see `Model.embed`. Dropout tells a text from itself.
     """
 
-    temperature: float = 0.05
+    temperature: AboveZero = 0.05
     pooling: str = "mean"
     hard_negative_weight: float = 0.0
 

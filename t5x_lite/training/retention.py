@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Positive
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,15 @@ class CheckpointConfig:
       export_dtype: of those exports: "float32", "bfloat16" or "float16"; None: the parameters'.
     """
 
-    period: int = 1000
-    keep_latest: int | None = 3
-    keep_every: int | None = None
+    period: Positive = 1000
+    keep_latest: Positive | None = 3
+    keep_every: Positive | None = None
     keep_best: str | None = None
     best_mode: str = "min"
-    keep_best_count: int = 1
+    keep_best_count: Positive = 1
     asynchronous: bool = True
     require_finite: bool = True
-    export_every: int | None = None
+    export_every: Positive | None = None
     export_dtype: str | None = None
 
     def __post_init__(self):

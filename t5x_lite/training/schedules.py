@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.ranges import Count, NotNegative, Positive
 from t5x_lite.training.schedule_base import (
     MINIMUM_RATE,
     Rate,
@@ -49,7 +50,7 @@ def _warmup(step: jax.Array, warmup_steps: int) -> jax.Array | float:
     return jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 
-def constant(rate: float, warmup_steps: int = 0) -> Schedule:
+def constant(rate: NotNegative, warmup_steps: Count = 0) -> Schedule:
     """`rate` after the warm-up. T5's fine-tuning: 0.001 without one."""
     args = checked("constant", peak_rate=rate, warmup_steps=warmup_steps)
     warmup_steps = args["warmup_steps"]
@@ -60,7 +61,7 @@ def constant(rate: float, warmup_steps: int = 0) -> Schedule:
     )
 
 
-def inverse_square_root(peak_rate: float, warmup_steps: int = 10_000) -> Schedule:
+def inverse_square_root(peak_rate: NotNegative, warmup_steps: Count = 10_000) -> Schedule:
     """peak_rate * sqrt(warmup_steps / step) after the warm-up (Vaswani et al. 2017, section 5.3).
 
     Equal to T5X's "linear_warmup * rsqrt_normalized_decay".
@@ -77,7 +78,7 @@ def inverse_square_root(peak_rate: float, warmup_steps: int = 10_000) -> Schedul
 
 
 def t5_inverse_square_root(
-    base_rate: float = 1.0, warmup_steps: int = 10_000, linear_warmup: bool = False
+    base_rate: NotNegative = 1.0, warmup_steps: Count = 10_000, linear_warmup: bool = False
 ) -> Schedule:
     """base_rate / sqrt(max(step, warmup_steps)): what T5 was pre-trained with (Adafactor).
 
@@ -96,10 +97,10 @@ def t5_inverse_square_root(
 
 
 def cosine(
-    peak_rate: float,
-    total_steps: int | None = None,
-    warmup_steps: int = 0,
-    final_rate: float = 0.0,
+    peak_rate: NotNegative,
+    total_steps: Positive | None = None,
+    warmup_steps: Count = 0,
+    final_rate: NotNegative = 0.0,
     cyclic: bool = False,
 ) -> Schedule:
     """Half a cosine from the peak to `final_rate` at `total_steps` (Loshchilov & Hutter 2017).
@@ -130,10 +131,10 @@ def cosine(
 
 
 def linear(
-    peak_rate: float,
-    total_steps: int | None = None,
-    warmup_steps: int = 0,
-    final_rate: float = 0.0,
+    peak_rate: NotNegative,
+    total_steps: Positive | None = None,
+    warmup_steps: Count = 0,
+    final_rate: NotNegative = 0.0,
 ) -> Schedule:
     """A straight line from the peak at `warmup_steps` to `final_rate` at `total_steps`.
 
@@ -163,11 +164,11 @@ _DECAYS = {"linear": lambda p: 1.0 - p, "1-sqrt": lambda p: 1.0 - jnp.sqrt(p)}
 
 
 def warmup_stable_decay(
-    peak_rate: float,
-    total_steps: int | None = None,
-    warmup_steps: int = 0,
+    peak_rate: NotNegative,
+    total_steps: Positive | None = None,
+    warmup_steps: Count = 0,
     decay_steps: int | None = None,
-    final_rate: float = 0.0,
+    final_rate: NotNegative = 0.0,
     decay: str = "1-sqrt",
 ) -> Schedule:
     """Warm-up, a plateau at the peak, then a short decay over the last `decay_steps`.

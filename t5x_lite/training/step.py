@@ -11,6 +11,7 @@ import optax
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.model import Model
+from t5x_lite.ranges import Fraction, NotNegative
 from t5x_lite.training.guards import SpikeGuard
 from t5x_lite.training.head_losses import HeadLoss, head_of
 from t5x_lite.training.losses import cross_entropy, loss_normalizer, target_side
@@ -39,8 +40,8 @@ class Loss:
     (pair_losses.py); that counts as much as a mean over target tokens.
     """
 
-    z_loss: float = 1e-4
-    label_smoothing: float = 0.0
+    z_loss: NotNegative = 1e-4
+    label_smoothing: Fraction = 0.0
     normalizer: str | float | None = "num_real_target_tokens"
     in_pieces: bool = True
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import AboveZero
 
 HANG_STATUS = 75  # "temporary failure" of sysexits.h: a supervisor starts the run again
 
@@ -27,8 +28,8 @@ class WatchdogConfig:
         report, once for each hang, with the stacks of all threads.
     """
 
-    factor: float = 20.0
-    seconds: float = 120.0
+    factor: AboveZero = 20.0
+    seconds: AboveZero = 120.0
     end_process: bool = False
 
     def __post_init__(self):

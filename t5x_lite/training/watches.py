@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Positive
 from t5x_lite.training.trackers import WATCHED, Histogram
 
 _TREES = ("gradients", "parameters", "updates")
@@ -35,11 +36,11 @@ class Watches:
     """
 
     names: str = ".*"
-    period: int = 100
+    period: Positive = 100
     of: tuple[str, ...] = _TREES
     layers: bool = True
     histograms: bool = False
-    bins: int = 64
+    bins: Positive = 64
 
     def __post_init__(self):
         if unknown := [name for name in self.of if name not in _TREES]:

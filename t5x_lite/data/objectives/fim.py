@@ -13,6 +13,7 @@ from t5x_lite.data.objectives.base import (
     special_ids,
 )
 from t5x_lite.errors import UserError, did_you_mean
+from t5x_lite.ranges import Positive, Share
 
 ROLES = ("prefix", "suffix", "middle")
 LEVELS = ("document", "context")
@@ -60,12 +61,12 @@ class FillInTheMiddle:
       between "token"s, as "context" always does.
     """
 
-    rate: float = 0.5
-    spm_rate: float = 0.5
+    rate: Share = 0.5
+    spm_rate: Share = 0.5
     mark_tokens: TokenNames = None
     level: str = "document"
     unit: str = "character"
-    documents_per_context: int = 4
+    documents_per_context: Positive = 4
 
     features: ClassVar = ("targets",)
     append_eos: ClassVar = False

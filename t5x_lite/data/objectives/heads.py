@@ -22,6 +22,7 @@ from t5x_lite.data.objectives.base import (
 )
 from t5x_lite.data.source import UNLABELLED
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +152,9 @@ class Span(_ForHead):
     no_answers: whether a question may have no answer (SQuAD 2); the text is then empty.
     """
 
-    stride: int = 128
-    max_question: int = 64
-    max_answer: int = 30
+    stride: Positive = 128
+    max_question: Positive = 64
+    max_answer: Positive = 30
     no_answers: bool = False
 
     head: ClassVar = "span"

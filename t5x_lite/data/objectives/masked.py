@@ -20,6 +20,7 @@ from t5x_lite.data.objectives.base import (
     special_ids,
 )
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import Share
 
 
 def mask_tokens(
@@ -146,8 +147,8 @@ class ReplacedTokens(MaskedLM):
     `replaced_token_detection`.
     """
 
-    mask_share: float = 1.0
-    random_share: float = 0.0
+    mask_share: Share = 1.0
+    random_share: Share = 0.0
 
 
 def replaced_token_detection(inputs: Any, labels: Any, sampled: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from t5x_lite.data.objectives.base import Example, Lengths, length_of
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import AboveZero
 
 
 def permutation_order(length: int, predicted: int, rng: np.random.Generator) -> np.ndarray:
@@ -63,7 +64,7 @@ class PermutationLM:
     predict_every: K of the paper: one of K tokens is predicted. EOS, between documents, never is.
     """
 
-    predict_every: float = 6.0
+    predict_every: AboveZero = 6.0
 
     features: ClassVar = ("inputs", "labels", "order")
     document_eos: ClassVar = True

@@ -10,6 +10,7 @@ import numpy as np
 
 from t5x_lite.data.objectives.base import Example, Lengths, length_of
 from t5x_lite.errors import UserError
+from t5x_lite.ranges import AboveZero
 
 # --- Masks: which tokens are noise ----------------------------------------------------------------
 
@@ -149,7 +150,7 @@ class SpanCorruption:
     """T5's objective: random spans of the text become sentinels, the targets are the spans."""
 
     noise_density: float = 0.15
-    mean_span_length: float = 3.0
+    mean_span_length: AboveZero = 3.0
 
     features: ClassVar = ("inputs", "targets")
     document_eos: ClassVar = False

@@ -8,6 +8,7 @@ import numpy as np
 
 from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.evaluation.metrics.base import Values, library, metric
+from t5x_lite.ranges import Positive
 
 _AVERAGES = ("macro", "micro", "weighted")
 
@@ -125,7 +126,7 @@ def calibration_error(
     predictions: Sequence[str],
     *,
     scores: Sequence[float],
-    bins: int = 15,
+    bins: Positive = 15,
 ) -> Values:
     """Expected calibration error: how far confidence is from accuracy (arXiv:1706.04599).
 

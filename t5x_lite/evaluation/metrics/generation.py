@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.evaluation.metrics.base import Target, Values, library, metric, references
+from t5x_lite.ranges import Count
 
 
 @metric(needs="sacrebleu")
@@ -24,7 +25,7 @@ def bleu(
 
 
 @metric(needs="sacrebleu")
-def chrf(targets: Sequence[Target], predictions: Sequence[str], word_order: int = 0) -> Values:
+def chrf(targets: Sequence[Target], predictions: Sequence[str], word_order: Count = 0) -> Values:
     """Corpus chrF2, 0 to 100; with word_order=2 chrF++."""
     return _sacrebleu("CHRF", targets, predictions, word_order=word_order)
 
