@@ -107,6 +107,14 @@ def _is_dict(value: Any, args: tuple, test: Test) -> bool:
     return all(fits(k, args[0], test) and fits(v, args[1], test) for k, v in value.items())
 
 
+def _has(value: Any, name: str) -> bool:
+    # What passes its attributes on, as a proxy does, is asked.
+    passes_on = hasattr(type(value), "__getattr__")
+    missing = object()
+    found = inspect.getattr_static(value, name, missing) is not missing
+    return found or (passes_on and hasattr(value, name))
+
+
 def _takes(function: Any, args: tuple) -> bool:
     """Whether a function can be called with as many arguments as its annotation says."""
     if not args or not isinstance(args[0], list) or not callable(function):
@@ -129,9 +137,10 @@ def is_instance(value: Any, kind: Any) -> bool:
     if getattr(kind, "_is_protocol", False):
         names = {*vars(kind), *vars(kind).get("__annotations__", {})}
         wanted = [n for n in names if not n.startswith("_") or n == "__call__"]
-        return all(hasattr(value, name) for name in wanted if name != "__call__") and (
-            "__call__" not in vars(kind) or callable(value)
-        )
+        if "__call__" in wanted and not callable(value):
+            return False
+        # Not by hasattr: a property may read a file that isn't there yet.
+        return all(_has(value, name) for name in wanted if name != "__call__")
     return not isinstance(kind, type) or isinstance(value, kind)
 
 
