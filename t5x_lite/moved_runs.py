@@ -14,7 +14,7 @@ _TRAINED = "t5x_lite.TrainedVocabulary"
 def run_folder(path: str) -> str | None:
     """The folder of the run whose config.gin a file is; None if it is another file."""
     folder, name = os.path.split(path)
-    if name != "config.gin":
+    if name != "config.gin" or path.startswith(("http://", "https://")):  # no folders there
         return None
     if is_url(path):
         from etils import epath

@@ -5,6 +5,7 @@ signatures.json; when gin calls a class or function, what references made is com
 annotations themselves.
 """
 
+import ast
 import collections.abc
 import dataclasses
 import inspect
@@ -253,6 +254,29 @@ _NAMES = _Names(_KNOWN)
 def parsed(text: str) -> Any:
     """An annotation from signatures.json, with stand-ins for the package's own classes."""
     try:
-        return eval(text, {"__builtins__": {}}, _NAMES)
-    except (SyntaxError, TypeError, NameError):  # a user's, of a kind that isn't known here
+        return _made(ast.parse(text, mode="eval").body)
+    except (SyntaxError, TypeError, NotImplementedError):  # a user's, of a kind unknown here
         return Any
+
+
+def _made(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value):
+            return _made(ast.parse(value, mode="eval").body) if isinstance(value, str) else value
+        case ast.Name(name) | ast.Attribute(attr=name):
+            return _NAMES[name]
+        case ast.BinOp(left, ast.BitOr(), right):
+            return typing.Union[_made(left), _made(right)]  # noqa: UP007
+        case ast.Subscript(ast.Name("Literal"), values):
+            return Literal[ast.literal_eval(values)]
+        case ast.Subscript(kind, inner):
+            return _made(kind)[_made(inner)]
+        case ast.Tuple(parts):
+            return tuple(map(_made, parts))
+        case ast.List(parts):
+            return list(map(_made, parts))
+        case ast.Call(ast.Name("Range"), arguments):
+            return Range(*map(_made, arguments))
+        case ast.UnaryOp(ast.USub(), value):
+            return -_made(value)
+    raise NotImplementedError(ast.dump(node))
