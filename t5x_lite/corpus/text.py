@@ -21,7 +21,12 @@ _UNSPACED = (
 )
 _NOT_ASCII_WORD = r"|\.+|-+|=+|\*+|#+|~+|\++|[^\w\s]"
 _ASCII_WORD = re.compile(r"\w+(?:['-]\w+)*" + _NOT_ASCII_WORD)
+_LATIN_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*" + _NOT_ASCII_WORD)
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+# No mark on letters, no script without spaces and no end mark of its own is elsewhere.
+_BEYOND_LATIN = re.compile(
+    "[\u0300-\u1fff\u200c\u200d\u203c\u203d\u2047-\u2049\u20d0-\u20ff\u2c00-\U0010ffff]"
+)
 # Sentences end at these before white space, at the others anywhere.
 _SPACED_ENDS = ".!?\u2026\u0387"
 _OTHER_ENDS = (
@@ -31,8 +36,10 @@ _OTHER_ENDS = (
     "\ua876\ua877\ua8ce\ua8cf\ua92f\ua9c8\ua9c9\uaa5d-\uaa5f\uaaf0\uaaf1\uabeb\ufe52\ufe56\ufe57\uff01\uff0e"
     "\uff1f\uff61"
 )
+_LATIN_END = rf"[{_SPACED_ENDS}]+[\"'\u201d\u2019\u00bb)\]]*(?=\s|$)"
+_LATIN_SENTENCE_END = re.compile(_LATIN_END)
 _SENTENCE_END = re.compile(
-    rf"[{_SPACED_ENDS}]+[\"'\u201d\u2019\u00bb)\]]*(?=\s|$)|[{_OTHER_ENDS}]+"
+    rf"{_LATIN_END}|[{_OTHER_ENDS}]+"
     r"|(?<=[\u0e01-\u0eff])\s+(?=[\u0e01-\u0eff])"  # Thai and Lao: a space
 )
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|e\.g|i\.e|No|Fig|vol|[A-Z])\.$")
@@ -84,6 +91,8 @@ def words(text: str) -> list[str]:
     """Words and single punctuation marks, in order. Raises UserError if ICU isn't installed."""
     if text.isascii():
         return _ASCII_WORD.findall(text)
+    if not _BEYOND_LATIN.search(text):
+        return _LATIN_WORD.findall(text)
     found = _word().findall(text)
     if not _HAS_UNSPACED.search(text):
         return found
@@ -127,7 +136,8 @@ def _breaker() -> Any:
 def count_sentences(text: str) -> int:
     """Sentences by their end marks; text after the last mark counts as one."""
     count, end = 0, 0
-    for match in _SENTENCE_END.finditer(text):
+    latin = text.isascii() or not _BEYOND_LATIN.search(text)
+    for match in (_LATIN_SENTENCE_END if latin else _SENTENCE_END).finditer(text):
         if not _ABBREVIATION.search(text, max(0, match.start() - 6), match.end()):
             count, end = count + 1, match.end()
     return count + bool(text[end:].strip())
@@ -208,7 +218,9 @@ def comparable(text: str, digits: bool = False) -> str:
     if text.isascii():
         return _ASCII_BETWEEN.sub(" ", text).strip()
     text = _ACCENTS.sub("", unicodedata.normalize("NFD", text))
-    return _between().sub(" ", unicodedata.normalize("NFC", text)).strip()
+    text = unicodedata.normalize("NFC", text)
+    between = _between() if _BEYOND_LATIN.search(text) else _ASCII_BETWEEN
+    return between.sub(" ", text).strip()
 
 
 def exact_form(text: str, code: bool = False) -> str:
