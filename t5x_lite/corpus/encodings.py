@@ -111,6 +111,8 @@ def guess(data: bytes, declared: str | None = None) -> str:
     for mark, codec in _MARKS:
         if data.startswith(mark):
             return codec
+    if _plain_utf8(data):
+        return "utf-8"
     if (two := in_two_bytes(data[:SAMPLE])) is not None:
         return two
     if (escape := _ESCAPE.search(data[:SAMPLE])) and _few(_HIGH, data[:SAMPLE]):
@@ -124,6 +126,15 @@ def guess(data: bytes, declared: str | None = None) -> str:
     if wanted is not None and wanted != "utf-8" and _fits(sample, wanted):
         return wanted
     return _detected(sample) or wanted or "cp1252"
+
+
+def _plain_utf8(data: bytes) -> bool:
+    """The usual case, quickly seen: UTF-8 without a fault, a null or an escape."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return False
+    return not text.isascii() and "\0" not in text and "\x1b" not in text
 
 
 def codec_of(label: str | None) -> str | None:
