@@ -52,11 +52,13 @@ def decoded(data: bytes, declared: str | None = None) -> str:
 
 def read_as(data: bytes, codec: str) -> str:
     """data.decode(codec, errors="replace"), in step again after a byte that doesn't fit."""
+    if codec.startswith("iso2022_jp"):
+        return _iso2022(data)
+    if codec in _TWO_HIGH:
+        data = _marked_halves(data, codec)
     text = data.decode(codec, errors="replace")
     if "\ufffd" not in text:
         return text
-    if codec.startswith("iso2022_jp") and not data.isascii():
-        return _iso2022(data, text)
     return _in_step(data, codec, Counter(text)) if codec in _DOUBLE_BYTE else text
 
 
@@ -89,18 +91,60 @@ def _in_step(data: bytes, codec: str, usual: Counter[str]) -> str:
     return data.decode(codec, errors=name)
 
 
+_TWO_HIGH = ("euc_jp", "gb18030", "cp949")  # nearly all characters are two bytes beyond ASCII
+_RUN = re.compile(rb"[\x80-\xff]+")
+
+
+def _marked_halves(data: bytes, codec: str) -> bytes:
+    """With the byte that is left of a character as 0xff, in runs of an odd number of bytes.
+
+    Where it is in the run is where the first bytes of the characters before and after it are the
+    most usual ones. Text that has many odd runs isn't damaged, but has characters of other lengths.
+    """
+    runs = [match.span() for match in _RUN.finditer(data)]
+    odd = [(begin, end) for begin, end in runs if (end - begin) % 2]
+    if not odd or len(odd) > 1 + len(runs) // 20:
+        return data
+    common, marked = _COMMON[codec], bytearray(data)
+    for begin, end in odd:
+        run = data[begin:end]
+        if b"\x8e" in run or b"\x8f" in run and codec == "euc_jp":
+            continue  # of one or three bytes
+        usual = [byte in common for byte in run]
+        after = sum(usual[1::2])  # if the first byte is the odd one
+        best, place = after, 0
+        for i in range(0, len(run) - 1, 2):
+            after += usual[i] - usual[i + 1]
+            if after > best:
+                best, place = after, i + 2
+        marked[begin + place] = 0xFF
+    return bytes(marked)
+
+
 _SHIFT = re.compile(rb"\x1b(\$[@B]|\([BJI]|\$\(D)")
 
 
-def _iso2022(data: bytes, first: str) -> str:
+def _whole_escapes(data: bytes) -> bytes:
+    """A bad byte in an escape, or in the place of one of its three, would cost a whole line."""
+    for pattern, escape in (
+        (rb"(?:\x1b[\x80-\xff]?|[\x80-\xff])\$[\x80-\xff]?([@B])", b"\x1b$\\1"),
+        (rb"(?:\x1b[\x80-\xff]?|[\x80-\xff])\([\x80-\xff]?([BJI])", b"\x1b(\\1"),
+        (rb"\x1b\$[\x80-\xff]", b"\x1b$B"), (rb"\x1b\([\x80-\xff]", b"\x1b(B"),
+    ):  # fmt: skip
+        data = re.sub(pattern, escape, data)
+    return data
+
+
+def _iso2022(data: bytes) -> str:
     """Each stretch between escapes as EUC-JP, which can be brought into step again."""
-    parts = _SHIFT.split(data)
+    parts = _SHIFT.split(_whole_escapes(data))
     found = [parts[0].decode("ascii", errors="replace")]
-    usual = Counter(first)
+    usual: Counter[str] = Counter()
     for escape, part in zip(parts[1::2], parts[2::2], strict=True):
         if escape in (b"$@", b"$B"):
             high = bytes(b | 0x80 if b < 0x80 else 0xFF for b in part)
-            found.append(_in_step(high, "euc_jp", usual))
+            found.append(_in_step(_marked_halves(high, "euc_jp"), "euc_jp", usual))
+            usual.update(found[-1])
         else:
             found.append((b"\x1b" + escape + part).decode("iso2022_jp_ext", errors="replace"))
     return "".join(found)
@@ -248,8 +292,6 @@ def _detected(sample: bytes) -> str | None:
         return None if codec in (None, "utf-8") or not _fits(data, codec) else codec
 
     whole = found(sample)
-    if whole in _DOUBLE_BYTE:
-        return whole
     votes: Counter[str] = Counter({whole: 1} if whole else {})
     pieces = [*_pieces(sample), sample.translate(None, b"\xff\xfe")]  # the commonest bad bytes
     for piece in pieces:
@@ -287,11 +329,12 @@ def _of_siblings(sample: bytes, codec: str | None) -> str | None:
 
 
 def _pieces(sample: bytes) -> Iterator[bytes]:
-    """About a dozen pieces, cut at spaces where there are some."""
+    """About a dozen pieces, cut at ends of lines, or at spaces, where there are some."""
     size = max(40, len(sample) // _PIECES)
     begin = 0
     while begin < len(sample):
-        end = sample.find(b" ", begin + size, begin + 2 * size)
+        end = sample.find(b"\n", begin + size // 2, begin + 2 * size)
+        end = sample.find(b" ", begin + size, begin + 2 * size) if end < 0 else end
         end = begin + size if end < 0 else end
         yield sample[begin:end]
         begin = end
