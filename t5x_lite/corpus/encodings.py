@@ -262,7 +262,7 @@ def _reads_as_text(sample: bytes, codec: str) -> bool:
         return False
     blocks = Counter(_script(ord(c)) for c in text if not c.isspace())
     usual = sum(number for block, number in blocks.items() if block is not None)
-    return usual >= 0.9 * sum(blocks.values()) and len(blocks) <= 5
+    return usual >= 0.9 * sum(blocks.values())
 
 
 def _script(code: int) -> str | None:

@@ -1,6 +1,7 @@
 """Files of many kinds -> documents, one at a time. What can't be read is counted and named."""
 
 import dataclasses
+import errno
 import hashlib
 import importlib.util
 import os
@@ -207,7 +208,7 @@ class _Counted:
             self._problems.add("packed too tight", f"{self._name}: {error}")
         elif isinstance(error, MemoryError):
             self._problems.add("too large", self._name)
-        elif isinstance(error, OSError) and error.errno is not None:
+        elif isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             self._problems.add("unreadable", f"{self._name}: {error.strerror or error}")
         else:
             kind = self._kind or _damage(self._name)

@@ -207,12 +207,15 @@ def spine(book: zipfile.ZipFile) -> list[str]:
     Raises KeyError, ValueError or ElementTree.ParseError for a damaged book.
     """
     container = ElementTree.fromstring(book.read("META-INF/container.xml"))
-    package = next(container.iter("{*}rootfile")).attrib["full-path"]
+    rootfile = container.find(".//{*}rootfile")
+    if rootfile is None:
+        raise ValueError("META-INF/container.xml names no package")
+    package = rootfile.attrib["full-path"]
     root = ElementTree.fromstring(book.read(package))
     folder = posixpath.dirname(package)
-    files = {item.attrib["id"]: item.attrib for item in root.iter("{*}item")}
+    files = {item.attrib["id"]: item.attrib for item in root.iterfind(".//{*}item")}
     found = []
-    for reference in root.iter("{*}itemref"):
+    for reference in root.iterfind(".//{*}itemref"):
         item = files[reference.attrib["idref"]]
         if "html" in item.get("media-type", ""):
             found.append(posixpath.normpath(posixpath.join(folder, unquote(item["href"]))))

@@ -19,7 +19,7 @@ _ALIASES = (
     "\u753b\u50cf", "\u30d5\u30a1\u30a4\u30eb", "\uadf8\ub9bc", "\ud30c\uc77c",
     "\u05ea\u05de\u05d5\u05e0\u05d4", "\u0e20\u0e32\u0e1e",
 )  # fmt: skip
-_REDIRECT = re.compile(r"\s*#\s?[^\s\[\]#:|]{3,40}\s*:?\s*\[\[[^\[\]]+\]\]")
+_REDIRECT = re.compile(r"\s*#\s?[^\s\[\]#:|]{2,40}\s*:?\s*\[\[[^\[\]]+\]\]")
 
 
 def pages(file: Any) -> Iterator[Any]:
@@ -93,7 +93,8 @@ class _Dump:
         elif element == "page":
             article = self._page.get("ns", "0") == "0" and "redirect" not in self._page
             article = article and self._page.get("model", "wikitext") == "wikitext"
-            article = article and not _REDIRECT.match(self._page.get("text", "")[:500])
+            text = self._page.get("text", "")
+            article = article and not (len(text) < 1000 and _REDIRECT.match(text))
             self._ended.append(self._page if article else None)
         self._parts.clear()
 
