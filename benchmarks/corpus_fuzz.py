@@ -105,8 +105,8 @@ def seeds() -> list[tuple[str, bytes]]:
         ("a.xml", WIKI.encode()), ("a.ipynb", notebook.encode()), ("a.zip", zipped),
         ("a.tar", tarred), ("a.epub", book), ("a.py", b"x = 1\n" * 9), ("a.wet", warc()),
     ]  # fmt: skip
-    for encoding in ("utf-8", "cp1252", "koi8-r", "euc_jp", "cp932", "iso2022_jp", "gb18030", "big5",
-                     "cp949", "cp1256", "utf-16", "utf-16-be", "utf-32"):  # fmt: skip
+    for encoding in ("utf-8", "cp1252", "koi8-r", "euc_jp", "cp932", "iso2022_jp", "gb18030",
+                     "big5", "cp949", "cp1256", "utf-16", "utf-16-be", "utf-32"):  # fmt: skip
         found.append((f"{encoding}.txt", TEXT.encode(encoding, errors="ignore")))
     return found
 

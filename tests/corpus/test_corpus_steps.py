@@ -193,7 +193,7 @@ NASTY = [
 
 @pytest.mark.parametrize("nasty", NASTY, ids=range(len(NASTY)))
 def test_no_step_fails_on_any_text(nasty):
-    for package in ("ftfy", "py3langid", "rensa"):
+    for package in ("ftfy", "py3langid", "rensa", "icu4py", "phonenumbers"):
         pytest.importorskip(package)
     from t5x_lite.corpus import c4, code, fineweb, gopher, language, limits, roots
     from t5x_lite.corpus.duplicates import Duplicates
