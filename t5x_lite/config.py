@@ -19,6 +19,7 @@ from t5x_lite.config_checks import Binding
 from t5x_lite.config_reader import Reader
 from t5x_lite.config_values import cycles, places, wrong_values
 from t5x_lite.errors import UserError, raise_all
+from t5x_lite.moved_runs import with_carried_vocabulary
 
 _scopes: set[str] = set()  # scopes that Python code enters by itself: see declare_scope
 _given: list[Binding] = []  # what the last parse() took from its `bindings`
@@ -59,6 +60,7 @@ def parse(
     number_from_files = len(reader.bindings)
     for text in bindings:
         reader.read_binding(text)
+    reader.bindings = with_carried_vocabulary(reader.bindings)
     final = {binding.key: binding for binding in reader.bindings}
     checks.override_macros(final, reader.bindings[:number_from_files])
     unused = checks.unused_macros(reader.bindings, only_of_t5x=reader.lacks_files)

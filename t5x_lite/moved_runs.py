@@ -34,11 +34,28 @@ def relocated(bindings: Sequence[Binding], folder: str) -> list[Binding]:
         if isinstance(written, str) and not _same_folder(written, folder):
             places[written.rstrip("/")] = folder
             places[written] = folder
-    moved = [dataclasses.replace(b, value=_place(b.value, places)) for b in bindings]
+    moved = [_placed(b, places) for b in bindings]
     trained = run_vocabulary.trained_file(folder)
     if trained is not None:
         moved.append(Binding("", _TRAINED, "path", trained, f"{folder}/{run_vocabulary.FILE}"))
     return moved
+
+
+def with_carried_vocabulary(bindings: Sequence[Binding]) -> list[Binding]:
+    """All bindings, with the vocabulary that the run in MODEL_DIR carries where its path is gone.
+
+    For a recipe beside a run that was moved: MODEL_DIR says where it is now.
+    """
+    named = {b.key: b.value for b in bindings if _names_the_run(b)}.values()
+    places: dict[str, str] = {}
+    for folder in {value for value in named if isinstance(value, str)}:
+        places |= run_vocabulary.places(os.path.expanduser(folder))
+    gone = {path: here for path, here in places.items() if not _exists(path)}
+    return [_placed(b, gone) for b in bindings]
+
+
+def _exists(path: str) -> bool:
+    return is_url(path) or os.path.exists(os.path.expanduser(path))
 
 
 def _names_the_run(binding: Binding) -> bool:
@@ -47,8 +64,12 @@ def _names_the_run(binding: Binding) -> bool:
     return binding.name == "model_dir"
 
 
-def _place(value: object, places: dict[str, str]) -> object:
-    return places.get(value, value) if isinstance(value, str) else value
+def _placed(binding: Binding, places: dict[str, str]) -> Binding:
+    """The binding itself where nothing has moved."""
+    value = binding.value
+    if not isinstance(value, str) or value not in places:
+        return binding
+    return dataclasses.replace(binding, value=places[value])
 
 
 def _same_folder(written: str, folder: str) -> bool:

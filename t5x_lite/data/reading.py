@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from t5x_lite.data.chat import ChatTemplate
+from t5x_lite.data.chat import ChatTemplate, check_messages
 from t5x_lite.data.features import Lengths, Row, model_features, pad_example
 from t5x_lite.data.objectives.chat import Chat, LastAnswer
 from t5x_lite.errors import UserError, did_you_mean
@@ -92,8 +92,25 @@ class Reading:
         if it was trained on conversations."""
         return vocabulary.eos_ids if self.template is None else self.stop_ids(vocabulary)
 
+    def targets(
+        self, text: str, vocabulary: Any, messages: Sequence[Mapping[str, Any]] | None = None
+    ) -> np.ndarray:
+        """int32 [tokens]: an answer and what ends it, as they were learnt.
+
+        messages: the conversation before it, of a task of those whose answers end as the template
+        says; otherwise EOS ends it.
+        """
+        if messages is None or self.template is None or not self.marks:
+            return np.append(vocabulary.encode(text), vocabulary.eos_id).astype(np.int32)
+        answered = check_messages([*messages, {"role": "assistant", "content": text}])
+        ids, turns = self.template.encode(answered, vocabulary)
+        learnt = np.flatnonzero(turns == turns.max())  # of the last exchange: odd, hence largest
+        return ids[learnt[0] : learnt[-1] + 1]
+
     def stop_ids(self, vocabulary: Any) -> tuple[int, ...]:
         """The tokens of which each ends an answer in a conversation."""
+        if not self.marks:
+            return vocabulary.eos_ids
         return (self.template or ChatTemplate()).stop_ids(vocabulary)
 
     # ---- rows of a batch
@@ -162,6 +179,17 @@ def objective_reading(objective: Any, architecture: str) -> Reading:
     return Reading("bidirectional", inputs_eos=bool(objective.append_eos))
 
 
+def template_of(task: Any) -> ChatTemplate | None:
+    """That of a task of conversations; None: its texts are no messages."""
+    holder = _conversations(task.leaves[0][0])
+    return holder.template if holder is not None else None
+
+
+def _conversations(leaf: Any) -> Chat | LastAnswer | None:
+    holders = (leaf.objective, *leaf.preprocessors)
+    return next((h for h in holders if isinstance(h, Chat | LastAnswer)), None)
+
+
 def task_reading(task: Any, architecture: str) -> Reading:
     """What a task, or a mixture, makes a model read, if nothing else was recorded with it.
 
@@ -169,8 +197,6 @@ def task_reading(task: Any, architecture: str) -> Reading:
     """
     leaf = task.leaves[0][0]
     reading = leaf.reading or objective_reading(leaf.objective, architecture)
-    holders = (leaf.objective, *leaf.preprocessors)
-    holder = next((h for h in holders if isinstance(h, Chat | LastAnswer)), None)
-    if holder is None:
+    if (holder := _conversations(leaf)) is None:
         return reading
     return dataclasses.replace(reading, template=holder.template, marks=isinstance(holder, Chat))

@@ -46,6 +46,7 @@ def predict_samples(
         return _filled_in(model, params, batch, task.vocabulary.decode)
     targets = batch["decoder_target_tokens"]
     inputs, prompts, options = batch.get("encoder_input_tokens"), None, {}
+    limit = lengths["targets"]  # as `eval` and `infer`
     if inputs is None and "inputs" in task.objective.features:
         inputs = prompts = np.asarray(given_prompts(batch))
         targets = targets * (batch["decoder_loss_weights"] > 0)
@@ -55,12 +56,13 @@ def predict_samples(
         place = np.arange(targets.shape[1])
         inputs = prompts = targets * (place < begin)
         targets = targets * (place >= begin) * (batch["decoder_loss_weights"] > 0)
+        limit = int((targets > 0).sum(axis=1).max(initial=1))
     decoded = generate(
         model,
         params,
         {name: jnp.asarray(value) for name, value in batch.items()},
         method=method or Greedy(),
-        max_new_tokens=int((targets > 0).sum(axis=1).max(initial=1)),
+        max_new_tokens=limit,
         prompts=None if prompts is None else jnp.asarray(prompts),
         eos_id=task_reading(task, model.config.architecture).end_ids(task.vocabulary),
         **options,

@@ -13,6 +13,8 @@ import numpy as np
 from t5x_lite import config
 from t5x_lite.data.features import model_features, pad_example
 from t5x_lite.data.loader import eval_batches
+from t5x_lite.data.objectives.chat import Chat
+from t5x_lite.data.reading import template_of
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 from t5x_lite.inference import inspection
@@ -155,10 +157,10 @@ def _rows(setup: Setup, x: np.ndarray) -> np.ndarray:
 def make_example(setup: Setup, params: Any, text: str | None, target: str | None) -> Features:
     """The model features [1, length] to look at.
 
-    No text: one of the held-out examples. Text and target: as inputs and targets, or for a causal
-    model one behind the other. A text alone: for a causal model, the target; with sentinels in it,
-    or where examples are pairs, what the model itself answers is; otherwise the objective makes an
-    example of it as in training.
+    No text: one of the held-out examples. Text and target: as inputs and targets (of a task of
+    conversations, a question and its answer), or for a causal model one behind the other. A text
+    alone: for a causal model, the target; with sentinels in it, or where examples are pairs, what
+    the model itself answers is; otherwise the objective makes an example of it as in training.
     """
     task, vocabulary = setup.task, setup.task.vocabulary
     if isinstance(task, Mixture):
@@ -168,18 +170,24 @@ def make_example(setup: Setup, params: Any, text: str | None, target: str | None
         batch = next(eval_batches(task, lengths=setup.lengths, batch_size=1, max_batches=1,
                                   architecture=setup.architecture))  # fmt: skip
         return batch
-    tokens = vocabulary.encode(text)
+    tokens, messages = vocabulary.encode(text), None
     if len(tokens) == 0:
         raise UserError(f"--text={text!r} has no tokens: give a text.")
-    pair = features == ("inputs", "targets")
+    if template_of(task) is not None:
+        messages = [{"role": "user", "content": text}]
+        tokens = setup.reading.chat(messages, vocabulary)
+        if target is None and isinstance(task.objective, Chat):
+            raise UserError("explain needs --target, the answer, for a task of conversations.")
+    pair = features == ("inputs", "targets") or isinstance(task.objective, Chat)
     if target is None and pair and _is_question(setup, task, tokens):
         if not setup.model.config.has_encoder:
             raise UserError("explain needs --target for a decoder-only model with pairs.")
         inputs = setup.reading.inputs(tokens, vocabulary.eos_id, setup.lengths["inputs"])
         target_ids = _answer(setup, params, inputs)
     elif target is not None and pair:
-        inputs = setup.reading.inputs(tokens, vocabulary.eos_id, setup.lengths["inputs"])
-        target_ids = np.append(vocabulary.encode(target), vocabulary.eos_id).astype(np.int32)
+        limit = setup.lengths.get("inputs", setup.lengths["targets"])
+        inputs = setup.reading.inputs(tokens, vocabulary.eos_id, limit)
+        target_ids = setup.reading.targets(target, vocabulary, messages)
     elif target is not None and features != ("targets",):
         raise UserError(f"--target: {type(task.objective).__name__} has no targets to be given.")
     else:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from t5x_lite import evidence, parent
-from t5x_lite.data.reading import Reading
 from t5x_lite.errors import UserError
 from t5x_lite.lines import split_lines
 from t5x_lite.models.config import TransformerConfig
@@ -38,7 +37,6 @@ class ExportingCheckpoints(Checkpoints):
 
     Args:
       command: (checkpoint, folder, dtype) -> the command line that makes the one of the other.
-      reading: what the run's model is trained to read.
 
     Raises UserError if Hugging Face has no class for the model, or model_dir isn't a local folder.
     """
@@ -49,7 +47,6 @@ class ExportingCheckpoints(Checkpoints):
         config: CheckpointConfig,
         model: TransformerConfig,
         command: Callable[[str, str, str | None], list[str]] = convert_command,
-        reading: Reading | None = None,
     ):
         super().__init__(model_dir, config)
         self._command = command
@@ -63,11 +60,8 @@ class ExportingCheckpoints(Checkpoints):
                 f"{model_dir}: export with `t5x_lite convert` instead."
             )
         from t5x_lite.interop import huggingface
-        from t5x_lite.interop.origin import require_exportable
 
         huggingface.family_for(model)
-        if reading is not None:
-            require_exportable(reading.attention, "this run")
         if distributed.is_main_process():
             for left in self._exports.glob(".*.tmp"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)

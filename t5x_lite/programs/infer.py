@@ -14,7 +14,7 @@ import numpy as np
 
 from t5x_lite import config
 from t5x_lite.data.chat import ChatTemplate, check_messages
-from t5x_lite.data.objectives.chat import Chat, LastAnswer
+from t5x_lite.data.reading import task_reading, template_of
 from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation.heads import OBJECTIVES
@@ -38,6 +38,7 @@ from t5x_lite.training.setup import Setup, set_up
 from t5x_lite.training.state import key_for
 
 Record = dict[str, Any]
+Messages = Sequence[Mapping[str, Any]]
 BATCH_SIZE = 8
 
 
@@ -130,7 +131,8 @@ def infer(
 
     A record with a "target" gets "target_log_likelihood" too. Of one with "choices", a list of
     texts, the prediction is the most probable of them; "choice_scores" has all their
-    log-probabilities, EOS included. Inputs that are longer than
+    log-probabilities. Both include the EOS (or the template's stop) that ends a text. Inputs are
+    read as the weights were trained to read them (data/reading.py); longer ones than
     lengths["inputs"] are cut, and say so with "truncated": true. Of an encoder-only model, each
     with its "embedding" (see `embed_records`) or what its head says (see `answer_records`).
 
@@ -176,8 +178,9 @@ def _complete(
     template = template_of(setup.task)
     tokens = [_prompt(r, template, setup.task) for r in records]
     cut = [reading.inputs(x, vocabulary.eos_id, limit) for x in tokens]
+    asked = [_messages(record) if template else None for record in records]
     longer = [len(x) + reading.inputs_eos > limit for x in tokens]
-    chosen = _choices(setup, params, records, cut)
+    chosen = _choices(setup, params, records, cut, asked)
     if len(chosen) == len(records):
         for i, record in enumerate(records):
             cut_off = {"truncated": True} if longer[i] else {}
@@ -198,10 +201,12 @@ def _complete(
         prompts=prompts,
         bidirectional_prompts=reading.bidirectional,
         rng=rng,
-        eos_id=template.stop_ids(vocabulary) if template else vocabulary.eos_ids,
+        eos_id=reading.end_ids(vocabulary) if template else vocabulary.eos_ids,
     )
     tokens, scores = np.asarray(decoded.tokens), np.asarray(decoded.scores)
-    likelihoods = _target_likelihoods(setup, params, records, cut)
+    given = [i for i, record in enumerate(records) if isinstance(record.get("target"), str)]
+    pairs = [(cut[i], records[i]["target"], asked[i]) for i in given]
+    likelihoods = dict(zip(given, _likelihoods(setup, params, pairs), strict=True))
     for i, record in enumerate(records):
         texts = [vocabulary.decode(row) for row in tokens[i]]
         if template:
@@ -218,10 +223,15 @@ def _complete(
 
 
 def _choices(
-    setup: Setup, params: Any, records: Sequence[Record], inputs: list[np.ndarray]
+    setup: Setup,
+    params: Any,
+    records: Sequence[Record],
+    inputs: list[np.ndarray],
+    asked: Sequence[Messages | None],
 ) -> dict[int, Record]:
     """What the records with "choices" get, by their place."""
-    pairs, scores = [], []
+    pairs: list[tuple[int, str]] = []
+    scores: list[float] = []
     for i, record in enumerate(records):
         found = record.get("choices", [])
         if "choices" in record and not (
@@ -230,10 +240,8 @@ def _choices(
             raise UserError(f'"choices" is {found!r:.60}, expected a list of one or more texts.')
         pairs += [(i, choice) for choice in found]
     for start in range(0, len(pairs), setup.batch_size):
-        some = pairs[start : start + setup.batch_size]
-        given = [inputs[i] for i, _ in some]
-        values = _target_likelihoods(setup, params, [{"target": c} for _, c in some], given)
-        scores += [values[place] for place in range(len(some))]
+        some = [(inputs[i], text, asked[i]) for i, text in pairs[start : start + setup.batch_size]]
+        scores += _likelihoods(setup, params, some)
     results: dict[int, Record] = {}
     for i in dict.fromkeys(i for i, _ in pairs):
         mine = [(score, c) for (j, c), score in zip(pairs, scores, strict=True) if j == i]
@@ -246,43 +254,35 @@ def _choices(
     return results
 
 
-def template_of(task: Task | Mixture) -> ChatTemplate | None:
-    """That of a task of conversations."""
-    leaf = task.leaves[0][0]
-    holders = (leaf.objective, *leaf.preprocessors)
-    return next((h.template for h in holders if isinstance(h, Chat | LastAnswer)), None)
-
-
 def _prompt(record: Record, template: ChatTemplate | None, task: Task | Mixture) -> np.ndarray:
     if template is None and "messages" in record:
         raise UserError(f"infer got messages, and task {task.name} isn't one of conversations.")
     if template is None:
         return task.vocabulary.encode(record["input"])
-    messages = record.get("messages") or [{"role": "user", "content": record["input"]}]
-    if isinstance(task.objective, Chat):
-        return template.prompt_ids(messages, task.vocabulary)
-    return task.vocabulary.encode(template.prompt(messages))
+    return task_reading(task, "decoder_only").chat(_messages(record), task.vocabulary)
 
 
-def _target_likelihoods(
-    setup: Setup, params: Any, records: Sequence[Record], inputs: list[np.ndarray]
-) -> dict[int, float]:
-    """Log-likelihoods of the records' "target" texts (EOS included), by the record's place."""
-    chosen = [i for i, record in enumerate(records) if isinstance(record.get("target"), str)]
-    if not chosen:
-        return {}
+def _messages(record: Record) -> Messages:
+    return record.get("messages") or [{"role": "user", "content": record["input"]}]
+
+
+def _likelihoods(
+    setup: Setup, params: Any, pairs: Sequence[tuple[np.ndarray, str, Messages | None]]
+) -> list[float]:
+    """Log-likelihoods of texts and what ends them, each behind its inputs (or messages)."""
+    if not pairs:
+        return []
     vocabulary, lengths = setup.task.vocabulary, setup.lengths
     sizes = {"inputs": lengths.get("inputs", lengths["targets"]), "targets": lengths["targets"]}
     rows = []
-    for i in chosen:
-        target = np.append(vocabulary.encode(records[i]["target"]), vocabulary.eos_id)
+    for inputs, text, messages in pairs:
+        target = setup.reading.targets(text, vocabulary, messages)
         if len(target) > lengths["targets"]:
             raise UserError(
-                f"target of {len(target)} tokens ({records[i]['target'][:40]!r}...), but "
-                f"lengths['targets'] is {lengths['targets']}: shorten it, or raise the length."
+                f"target of {len(target)} tokens ({text[:40]!r}...), but lengths['targets'] is "
+                f"{lengths['targets']}: shorten it, or raise the length."
             )
-        example = {"inputs": inputs[i], "targets": target.astype(np.int32)}
-        rows.append(example)
+        rows.append({"inputs": inputs, "targets": target})
     features = setup.reading.features(rows, sizes)
     batch = {
         name: _pad(list(values), setup.batch_size, values.shape[1])
@@ -290,7 +290,7 @@ def _target_likelihoods(
     }
     placed = setup.place({name: value[setup.rows] for name, value in batch.items()})
     values = np.asarray(log_likelihood(setup.model, params, placed))
-    return {i: float(v) for i, v in zip(chosen, values, strict=False)}
+    return values[: len(pairs)].tolist()
 
 
 def _round_up(rows: Iterable[np.ndarray], limit: int) -> int:

@@ -30,7 +30,7 @@ from t5x_lite.programs.interrupt import Interrupt, Stopped
 from t5x_lite.programs.lock import Lock
 from t5x_lite.programs.periods import check_periods, period_notes
 from t5x_lite.programs.recorder import Recorder, say
-from t5x_lite.programs.weights import check_start, has_checkpoint
+from t5x_lite.programs.weights import check_exports, check_start, has_checkpoint
 from t5x_lite.ranges import AboveZero, Count, Positive
 from t5x_lite.training import garbage
 from t5x_lite.training.background_compile import BackgroundCompile
@@ -166,6 +166,9 @@ def train(
     numbers["learning rate"] = describe.schedule_text(training.schedule)
     notes = [*getattr(training.schedule, "notes", ())]
     notes += period_notes(checkpoint, total_steps, **periods)
+    check_exports(setup.reading, checkpoint.export_every)
+    if initial_checkpoint is not None and not has_checkpoint(model_dir):
+        check_start(initial_checkpoint, setup.model, task, initial_params, accept_other_vocabulary)
     if dry_run:
         with use_mesh(setup.mesh, setup.rules):
             training.step.lower(abstract, setup.abstract_batch())
@@ -181,8 +184,6 @@ def train(
     )
 
     # ------------------------------------------------------------------- the run's folder
-    if initial_checkpoint is not None and not has_checkpoint(model_dir):
-        check_start(initial_checkpoint, setup.model, task, initial_params, accept_other_vocabulary)
     identity = folder.identity(setup, seed=seed, pack=pack, data=loader.fingerprint)
     if dry_run:
         dry.check(
@@ -202,9 +203,7 @@ def train(
             run_log.write_to(model_dir)
 
         # --------------------------------------------------------------- state
-        checkpoints = stack.enter_context(
-            ExportingCheckpoints(model_dir, checkpoint, model, reading=setup.reading)
-        )
+        checkpoints = stack.enter_context(ExportingCheckpoints(model_dir, checkpoint, model))
         with goodput.spend("restore"):
             restored = restore_newest(checkpoints, abstract.to_dict())
         earlier = restored.description if restored else {}

@@ -70,6 +70,14 @@ def read_as(setup: Setup, origin: "Origin") -> Setup:
     return dataclasses.replace(setup, task=task, feature_lengths=sizes)
 
 
+def check_exports(reading: Reading, export_every: int | None) -> None:
+    """Before a run that exports: UserError if transformers has no class that reads as it does."""
+    if export_every is not None:
+        from t5x_lite.interop.origin import require_exportable
+
+        require_exportable(reading.attention, "this run")
+
+
 def check_start(
     path: str, model: Model, task: Any, include: str | None, accept_other_vocabulary: bool
 ) -> None:

@@ -62,7 +62,8 @@ class Texts:
         answer, jobs = Answer(self.engine), []
         for ids in prompts:
             for copy in range(asked.n):
-                context: list[int] = [] if self.has_encoder else ids.tolist()
+                separate = self.reading.attention != "causal"
+                context: list[int] = [] if separate else ids.tolist()
                 text = Text(self.vocabulary, context, asked.stop, stop_ids)
                 answer.contexts.append(context)
                 job = Job(
