@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
+from t5x_lite.data.file_bytes import file_version
 from t5x_lite.data.file_source import Keys
 from t5x_lite.data.files import find_files, is_url
 from t5x_lite.data.parquet import Parquet
@@ -51,15 +52,17 @@ def open_files(
     keys: {record key: field}, or the field that holds the text. Not for text files.
     document, max_document_bytes: of text files; see `TextFiles`.
 
-    Within a process, equal arguments give the same source, which is scanned once. If there are no
-    files, or of several kinds, using the source raises UserError: a trained model can be used where
-    its text isn't.
+    Within a process, equal arguments give the same source, scanned once, until a file changes. If
+    there are no files, or of several kinds, using the source raises UserError: a trained model can
+    be used where its text isn't.
     """
     frozen_keys = tuple(sorted(keys.items())) if isinstance(keys, Mapping) else keys
     try:
+        found, held = _find(files) or (), _find(validation_files)
+        versions = tuple(file_version(p) for p in (*found, *(held or ())) if not is_url(p))
         return _open(
-            *(_find(files), frozen_keys, held_out, _find(validation_files)),
-            *(document, max_document_bytes, max_bad_records),
+            *(found, frozen_keys, held_out, held, document, max_document_bytes),
+            *(max_bad_records, versions),
         )
     except UserError as error:
         return _Unusable(error)
@@ -149,7 +152,9 @@ def _say_passed_over(folder: str, names: tuple[str, ...]) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _open(paths, keys, held_out, validation_files, document, max_document_bytes, max_bad) -> Source:
+def _open(
+    paths, keys, held_out, validation_files, document, max_document_bytes, max_bad, versions
+) -> Source:
     kinds = {path: _kind(path) for path in paths}
     first = kinds[paths[0]]
     for path, kind in kinds.items():

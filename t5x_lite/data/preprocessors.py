@@ -266,7 +266,7 @@ class FlatMap(Source):
     def ends(self) -> np.ndarray:
         """int64 [records of the source]: how many records there are up to and with each."""
         if self._ends is None:
-            counts = [len(self.function(record)) for record in self.source]
+            counts = [len(self._made(i)) for i in range(len(self.source))]
             self._ends = np.cumsum(np.array(counts, np.int64))
         return self._ends
 
@@ -287,7 +287,16 @@ class FlatMap(Source):
             raise IndexError(index)
         i = int(np.searchsorted(self.ends, index, "right"))
         before = int(self.ends[i - 1]) if i else 0
-        return self.function(self.source[i])[index - before]
+        return self._made(i)[index - before]
+
+    def _made(self, index: int) -> Sequence[Record]:
+        try:
+            return self.function(self.source[index])
+        except UserError as e:
+            raise UserError(f"{self.source.where(index)}: {e}") from e
+
+    def where(self, index: int) -> str:
+        return self.source.where(int(np.searchsorted(self.ends, index, "right")))
 
     def _split(self, name: str) -> Source:
         return FlatMap(self.source.split(name), self.function)

@@ -107,6 +107,9 @@ class _ParallelFolder(Source):
     def __getitem__(self, index: int) -> Record:
         return self._main[index]
 
+    def where(self, index: int) -> str:
+        return self._main.where(index)
+
     num_files = property(lambda self: self._main.num_files)
     num_bytes = property(lambda self: self._main.num_bytes)
     fingerprint = property(lambda self: self._main.fingerprint)

@@ -164,6 +164,9 @@ class ParallelFiles(HashSplit):
         sizes = np.sum([index.sizes for index in columns], axis=0)
         return Index(np.array(hashes, np.uint64), sizes)
 
+    def where(self, index: int) -> str:
+        return " and ".join(column.where(index) for column in self.columns.values())
+
     def __getitem__(self, index: int) -> Record:
         return {key: column[index]["text"] for key, column in self.columns.items()}
 

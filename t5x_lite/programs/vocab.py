@@ -92,7 +92,10 @@ def texts(sources: list[tuple[Source, tuple]], every: int) -> Iterator[str]:
         for i in range(0, len(source), every):
             record = source[i]
             for preprocess in preprocessors:
-                record = record and preprocess(record)  # None: the record is dropped
+                try:
+                    record = record and preprocess(record)  # None: the record is dropped
+                except UserError as e:
+                    raise UserError(f"{source.where(i)}: {e}") from e
             for key in ("text", "inputs", "targets"):
                 if record and isinstance(record.get(key), str):
                     yield record[key]

@@ -83,6 +83,15 @@ def test_another_file_of_its_name_is_seen_when_it_is_opened_again(opened):
         list(worker)
 
 
+def test_a_file_that_was_corrected_is_opened_anew(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n')
+    first = open_files(str(path))
+    assert first[0]["text"] == "one" and open_files(str(path)) is first
+    path.write_text('{"text": "two"}\n')
+    assert open_files(str(path))[0]["text"] == "two"
+
+
 def test_unpacked_files_stay_what_they_were(tmp_path, monkeypatch):
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress("\n\n".join(TEXTS).encode()))

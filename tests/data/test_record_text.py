@@ -18,6 +18,7 @@ from t5x_lite.data.preprocessors import (
     FewShot,
     Fields,
     Filter,
+    FlatMap,
     Strip,
     Truncate,
 )
@@ -35,6 +36,7 @@ from t5x_lite.data.templates import (
     Rate,
     TagWords,
 )
+from t5x_lite.data.text_files import ParallelFiles
 from t5x_lite.data.vocabulary import ByteVocabulary
 from t5x_lite.errors import UserError
 
@@ -237,6 +239,21 @@ def test_a_bad_record_is_named_before_the_first_batch(tmp_path):
     next(BatchLoader(Task("films", source, TextToText(), ByteVocabulary(), [fields]), **options))
     keep = open_files(str(path), keys={"text": "text", "stars": "stars"}, max_bad_records=1)
     assert keep.bad_records == 1 and len(keep) == 49
+
+
+def test_a_bad_record_is_named_where_it_comes_from(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "answers": ["y"]}\n{"text": "x"}\n')
+    source = open_files(str(tmp_path / "a.jsonl"), keys=None, held_out=0.0)
+    made = FlatMap(source, Chunk(3, 0, "text"))
+    assert made.where(1).endswith("a.jsonl line 2")
+    (tmp_path / "a.jsonl").write_text('{"answers": ["y"]}\n{"answers": null}\n')
+    source = open_files(str(tmp_path / "a.jsonl"), keys=None, held_out=0.0)
+    with pytest.raises(UserError, match="a.jsonl line 2: field 'answers' is null, expected a list"):
+        len(FlatMap(source, EachAnswer()))
+    for name in ("a.en", "a.de"):
+        (tmp_path / name).write_text("one\ntwo\n")
+    pair = ParallelFiles({"en": str(tmp_path / "a.en"), "de": str(tmp_path / "a.de")})
+    assert pair.where(1) == f"{tmp_path}/a.en byte 4 and {tmp_path}/a.de byte 4"
 
 
 def test_what_the_objective_reads_is_text():
