@@ -98,4 +98,4 @@ def enlarge_thread_pool(environment: MutableMapping[str, str]) -> None:
         r"--xla_force_host_platform_device_count=(\d+)", environment.get("XLA_FLAGS", "")
     )
     if found and int(found[1]) > 1:
-        environment.setdefault("PJRT_NPROC", str(4 * int(found[1])))
+        environment.setdefault("PJRT_NPROC", str(2 * int(found[1])))
