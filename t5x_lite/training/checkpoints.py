@@ -32,7 +32,7 @@ from orbax.checkpoint import v1 as ocp
 from t5x_lite.errors import NotFinite, SaveError, UserError, did_you_mean
 from t5x_lite.parallel import distributed
 from t5x_lite.training import checkpoint_layout as layout
-from t5x_lite.training import verification
+from t5x_lite.training import put_aside, verification
 from t5x_lite.training.retention import CheckpointConfig, Keep
 from t5x_lite.training.verification import Damaged
 
@@ -82,9 +82,9 @@ class Checkpoints:
     def remains(self) -> bool:
         """Returns whether there are checkpoints that can't be used: damaged, or without parts."""
         return bool(
-            layout.broken(self.folder)
+            put_aside.broken(self.folder)
             or self.steps()
-            or layout.entries(self.folder / layout.DAMAGED)
+            or layout.entries(self.folder / put_aside.DAMAGED)
         )
 
     def description(self, step: int) -> dict[str, Any]:
@@ -135,15 +135,15 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> epath.Path:
         """Moves a damaged checkpoint to checkpoints/damaged/, and returns where it is now."""
-        return layout.set_aside(self.folder, str(step))
+        return put_aside.set_aside(self.folder, str(step))
 
     def set_broken_aside(self) -> list[epath.Path]:
         """Moves there all that bear a checkpoint's name and lack its parts; returns where to."""
-        return [layout.set_aside(self.folder, name) for name in layout.broken(self.folder)]
+        return [put_aside.set_aside(self.folder, name) for name in put_aside.broken(self.folder)]
 
     def clear_leftovers(self) -> None:
         """Deletes the rest of checkpoints in whose deletion a process was killed."""
-        layout.clear_leaving(self.folder)
+        put_aside.clear_leaving(self.folder)
 
     def _path(self, step: int) -> epath.Path:
         steps = self.steps()
@@ -282,7 +282,7 @@ class Checkpoints:
         else:
             self._saving, self._failure = None, None
             if distributed.is_main_process():
-                layout.forget_leaving(self.folder)
+                put_aside.forget_leaving(self.folder)
 
     def _give_up(self, step: int, error: Exception) -> None:
         """Warns, and leaves the folder and this object as if the save hadn't been tried."""
@@ -296,7 +296,7 @@ class Checkpoints:
         with contextlib.suppress(OSError):  # what failed may be the whole disk
             steps = layout.scan(self.folder)[0]
             if distributed.is_main_process():
-                layout.clear_unfinished(self.folder)
+                put_aside.clear_unfinished(self.folder)
         # The new one is whole before old ones are deleted.
         if bool(layout.agreed([step] if step in steps else [])):
             self._failure = None
@@ -345,7 +345,7 @@ class Checkpoints:
 
     def _leaving(self, steps: list[int]) -> None:
         if distributed.is_main_process():
-            layout.note_leaving(self.folder, steps)
+            put_aside.note_leaving(self.folder, steps)
 
     def _check_best(self, metrics: dict[str, float]) -> None:
         best = self.config.keep_best
