@@ -424,13 +424,13 @@ def convert(
         if reading is not None:
             note["reading"] = reading.record()
         if vocabulary is not None:
-            note["vocabulary"] = vocabulary.fingerprint
-        runs.write(folder, tensors, source.config, note)
-        (folder / "model.gin").write_text(runs.gin_text(source.config, source.path))
-        if vocabulary is not None:
             ids = tokenizer_files.write(vocabulary, folder, source.config)
             huggingface.write_json(folder / IDS, ids)
-        elif source.kind == "huggingface" and source.given is None:
+            written = tokenizer_files.read(folder, rows)  # perhaps with another post-processor
+            note["vocabulary"] = (written or vocabulary).fingerprint
+        runs.write(folder, tensors, source.config, note)
+        (folder / "model.gin").write_text(runs.gin_text(source.config, source.path))
+        if vocabulary is None and source.kind == "huggingface" and source.given is None:
             for name in tokenizer_files.FILES:
                 if (Path(source.path) / name).is_file():
                     shutil.copyfile(Path(source.path) / name, folder / name)

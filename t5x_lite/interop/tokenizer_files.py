@@ -61,7 +61,13 @@ def write(
     ends = [theirs(i, row) for i in vocabulary.eos_ids]
     generation: dict[str, Any] = {"pad_token_id": 0} | special
     generation |= {"eos_token_id": ends if len(ends) > 1 else ends[0]}
-    if isinstance(vocabulary, HuggingFaceVocabulary) and is_published(vocabulary):
+    if isinstance(vocabulary, HuggingFaceVocabulary) and keeps_ids(vocabulary):
+        if (
+            is_published(vocabulary)
+            and vocabulary._model.tokens[0] not in vocabulary.special_tokens
+        ):
+            for values in (special, generation):  # its texts have no start token
+                values.pop("bos_token_id", None)
         special |= {**_named_ids(vocabulary, row), **vocabulary.settings.model}
         generation |= {**_named_ids(vocabulary, row), **vocabulary.settings.generation}
         if vocabulary.eos:  # chosen instead of what the files say
@@ -228,7 +234,10 @@ def _write_tokenizers(vocabulary: HuggingFaceVocabulary, folder: Path, starts: b
         spec["post_processor"] = (
             template(start, begin, True) if starts else template(eos, end, False)
         )
-    _write(folder / JSON, spec)
+    if spec == json.loads(model.data):
+        (folder / JSON).write_bytes(model.data)  # to the byte: its digest is the vocabulary's
+    else:
+        _write(folder / JSON, spec)
     if published:  # with its settings beside it: as its makers want it
         beside = Path(vocabulary.path).expanduser().parent
         for name in (SPECIAL, TEMPLATE):
@@ -258,9 +267,13 @@ def _write_template(template: ChatTemplate, vocabulary: Vocabulary, folder: Path
 def is_published(vocabulary: HuggingFaceVocabulary) -> bool:
     """Whether a tokenizer is written as it was, with its settings: they lie beside it, and padding
     has a place."""
-    model = vocabulary._model
     settings = Path(vocabulary.path).expanduser().with_name(CONFIG)
-    return settings.is_file() and (model.swapped or not model.zero)
+    return settings.is_file() and keeps_ids(vocabulary)
+
+
+def keeps_ids(vocabulary: HuggingFaceVocabulary) -> bool:
+    """Whether a tokenizer is written with the ids of its file."""
+    return vocabulary._model.swapped or not vocabulary._model.zero
 
 
 def _named_ids(vocabulary: HuggingFaceVocabulary, row: int) -> dict[str, int]:

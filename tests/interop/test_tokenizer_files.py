@@ -181,7 +181,7 @@ def test_text_at_id_0_of_a_file_without_bytes_is_not_used(tmp_path, caplog):
 
 def test_text_at_id_0_where_segment_ids_say_what_is_padding():
     """Id 0 is seen as any other: the same model with two ids' places swapped gives the same."""
-    model = tl.Model(dataclasses.replace(LM, vocab_size=16))
+    model = tl.Model(dataclasses.replace(LM, vocab_size=16, scale_attention=True))
     params = jax.jit(model.init)(jax.random.key(0))
     swap = np.arange(16)
     swap[[0, 9]] = 9, 0
@@ -320,3 +320,22 @@ def test_an_eos_that_was_chosen_is_written_before_the_files(instruct, tmp_path):
     read = lambda name: json.loads((tmp_path / "out" / name).read_text())  # noqa: E731
     assert read("generation_config.json")["eos_token_id"] == [8, 9]
     assert read("tokenizer_config.json")["eos_token"] == "<more>"
+
+
+def test_an_instruct_folder_goes_through_a_run_unchanged(instruct, tmp_path):
+    model = tl.Model(dataclasses.replace(LM, vocab_size=16, scale_attention=True))
+    params = jax.jit(model.init)(jax.random.key(0))
+    published = HuggingFaceVocabulary(instruct / "tokenizer.json")
+    tl.save_pretrained(tmp_path / "first", model, params, published)
+    for source, target, kind in (("first", "run", "t5x_lite"), ("run", "again", "huggingface")):
+        opened = pretrained.open_source(tmp_path / source)
+        pretrained.convert(opened, tmp_path / target, kind, vocabulary=opened.vocabulary())
+    names = ("tokenizer.json", "generation_config.json", "config.json", "tokenizer_config.json",
+             "chat_template.jinja")  # fmt: skip
+    for name in names:
+        first, again = ((tmp_path / f / name).read_bytes() for f in ("first", "again"))
+        assert first == again, name
+    assert (tmp_path / "again/tokenizer.json").read_bytes() == (
+        instruct / "tokenizer.json"
+    ).read_bytes()
+    assert json.loads((tmp_path / "again/generation_config.json").read_text()) == GENERATION
