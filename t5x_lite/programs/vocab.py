@@ -118,10 +118,9 @@ def count_tokens(vocabulary: Vocabulary, sources: list[tuple[Source, tuple]]) ->
 
 def vocabulary_kind(task) -> str:
     """What reads the new file in the task's config: the class whose `path` it is."""
-    if callable(task) and not hasattr(task, "source"):
-        task = task()
-    leaf = task.leaves[0][0] if not hasattr(task, "source") else task
-    own = isinstance(leaf.vocabulary, TrainedVocabulary)
+    while not hasattr(task, "source"):  # a mixture, whose `vocabulary` would be read; or no "()"
+        task = task.tasks[0] if hasattr(task, "tasks") else task()
+    own = isinstance(task.vocabulary, TrainedVocabulary)
     return (TrainedVocabulary if own else SentencePieceVocabulary).__name__
 
 
