@@ -121,7 +121,11 @@ def call(name: str, **given: Any) -> Any:
     Programs make what they need of a config by this, and by `evaluate`, alone: whatever Python
     calls by itself is what its arguments say.
     """
-    function, arguments = registry.arguments(checks.find_configurable(name, "a program"), given)
+    configurable = checks.find_configurable(name, "a program")
+    if configurable.name not in registry.HIDDEN:
+        return configurable.wrapper(**given)
+    # A verb runs for long, and its errors keep their kind: gin would raise copies of them.
+    function, arguments = registry.arguments(configurable, given)
     return function(**arguments)
 
 
