@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "LOG.md")
 # What stands before or behind a dot in backquotes without being gin's.
 FILE_ENDINGS = re.compile(
-    "md|gin|py|sh|jsonl?|txt|model|html|npz|bin|parquet|gz|zst|csv|tsv|warc|xml|ipynb|safetensors"
+    "md|gin|py|sh|jsonl?|txt|model|html|npz|bin|parquet|arrow|gz|bz2|xz|zst|csv|tsv|warc|xml|epub|"
+    "ipynb|pdf|zip|tar|safetensors"
 )
 MODULES = ("models", "numpy", "jax", "optax", "interop", "t5x_lite")
 # Appended to commands that train, so that they end soon.
