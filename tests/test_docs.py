@@ -23,7 +23,7 @@ PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "LO
 # What stands before or behind a dot in backquotes without being gin's.
 FILE_ENDINGS = re.compile(
     "md|gin|py|sh|jsonl?|txt|model|html|npz|bin|parquet|arrow|gz|bz2|xz|zst|csv|tsv|warc|xml|epub|"
-    "ipynb|pdf|zip|tar|safetensors"
+    "ipynb|pdf|zip|tar|safetensors|jinja|log|h|m|v|pl"
 )
 MODULES = ("models", "numpy", "jax", "optax", "interop", "t5x_lite")
 # Appended to commands that train, so that they end soon.
@@ -250,7 +250,8 @@ def test_names_in_the_pages_exist():
                     checks.check_parameter(checks.find_configurable(name, where), match[2], where)
                 except UserError as error:
                     wrong.append(str(error))
-    assert not wrong and checked > 60
+    assert not wrong, "\n".join(wrong)
+    assert checked > 60
 
 
 def test_the_page_on_models_names_every_shipped_one():
