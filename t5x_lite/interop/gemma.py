@@ -129,7 +129,8 @@ class Gemma(Family):
                 "query_pre_attn_scalar": int(c.attention_scalar or c.head_dim),
                 "final_logit_softcapping": c.logits_soft_cap,
                 "attn_logit_softcapping": c.attention_soft_cap,
-                "sliding_window": c.attention_window,
+                # Asked for by transformers even where no layer has it.
+                "sliding_window": c.attention_window or c.max_positions,
                 "layer_types": kinds,
             }
         if kind == "gemma3_text":
@@ -204,7 +205,13 @@ def _ropes(fields: Fields, windows: bool) -> dict[str, Any]:
     local: rope.Rope = fields.number("rope_local_base_freq", kind=float), None
     full: rope.Rope = fields.number("rope_theta", kind=float), None
     rope.one_spelling(fields)
-    full = rope.parsed(fields.get("rope_scaling") or {}, full, f"{fields.where}: rope_scaling")
+    scaling = fields.get("rope_scaling") or {}
+    if isinstance(scaling, dict) and "type" in scaling and "rope_type" not in scaling:
+        raise UserError(
+            f"{fields.where}: rope_scaling = {scaling!r:.80} says type, which a Gemma 3 of "
+            f"transformers 5 passes over: expected rope_type."
+        )
+    full = rope.parsed(scaling, full, f"{fields.where}: rope_scaling")
     both = fields.get("rope_parameters") or {}
     if isinstance(both, dict):
         unknown = both.keys() - {LOCAL, FULL}

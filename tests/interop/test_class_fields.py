@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -82,6 +83,11 @@ def test_every_model_type_has_its_table():
         ("gemma2", {"sliding_window_pattern": 3, "layer_types": ...}, "it is 2 here"),
         ("gemma2", {"hidden_act": "relu"}, "a gemma2 reads hidden_activation, which is another"),
         ("gemma2", {"sliding_window": 0}, "sliding_window is 0, expected 1 or more"),
+        (
+            "gemma3",
+            {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "says type, which a Gemma 3 of transformers 5 passes over",
+        ),
         ("gpt2", {"hidden_size": 24}, "hidden_size = 24 and n_embd = 20 are one field"),
         ("gpt2", {"position_embedding_type": "rope"}, "position_embedding_type = 'rope'"),
         ("t5_1_1", {"dense_act_fn": "quick_gelu"}, "dense_act_fn = 'quick_gelu' isn't known"),
@@ -143,6 +149,41 @@ def test_what_says_nothing_else_changes_nothing(tmp_path, name, changes):
 )  # fmt: skip
 def test_a_field_decides_as_its_class_says(tmp_path, name, changes, field, value):
     assert getattr(huggingface.read(edited(tmp_path, name, **changes)).config, field) == value
+
+
+EDITS = json.loads((GOLDEN.parent / "config_edits.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(EDITS))
+def test_edits_compute_what_transformers_computes_or_are_refused(tmp_path, name):
+    """Edits that change the logits of transformers: the same here, or a refusal."""
+    rng = np.random.default_rng(3)
+    x, y = (jnp.asarray(rng.integers(8, 61, (2, size)), jnp.int32) for size in (15, 11))
+    for drop, fields, outcome, wanted in EDITS[name]:
+        folder = edited(tmp_path, name, **dict.fromkeys(drop, ...) | fields)
+        try:
+            model, params, _ = tl.from_pretrained(folder, dtype="float32", scan_layers=False)
+        except UserError:
+            assert outcome == "refused", (drop, fields)
+            continue
+        batch = {"encoder_input_tokens": x, "decoder_input_tokens": y}
+        if not model.config.has_encoder:
+            batch = {"decoder_input_tokens": x}
+        batch["decoder_target_tokens"] = jnp.ones_like(batch["decoder_input_tokens"])
+        with jax.disable_jit():
+            found = np.asarray(model.apply(params, batch)[0])[:, -1, :8].ravel()
+        np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max(), rtol=0)
+
+
+def test_a_gemma_without_windows_is_written_with_a_number_for_them(tmp_path):
+    """transformers asks for it before it looks whether a layer has one."""
+    folder = edited(tmp_path, "gemma2", layer_types=["full_attention"] * 3)
+    model, params, _ = tl.from_pretrained(folder)
+    assert model.config.attention_window is None
+    tl.save_pretrained(tmp_path / "out", model, params)
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["sliding_window"] == model.config.max_positions
+    assert huggingface.read(tmp_path / "out").config == huggingface.read(folder).config
 
 
 def test_gemma_3_takes_no_pattern_from_its_private_field(tmp_path):
