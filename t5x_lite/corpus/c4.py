@@ -32,10 +32,10 @@ class C4(Step):
     )
     min_line_words: int | None = rule(3, "short_line", "words, at least, or the line goes")
     min_sentences: int | None = rule(5, "too_few_sentences", "in the page, at least")
-    lorem_ipsum: bool = rule(True, "lorem_ipsum", "the page goes")
-    curly_bracket: bool = rule(True, "curly_bracket", "the page goes")
-    javascript: bool = rule(True, "javascript", "the line goes")
-    policies: tuple[str, ...] = rule(_POLICIES, "policy", "the line goes")
+    lorem_ipsum: bool | None = rule(True, "lorem_ipsum", "the page goes")
+    curly_bracket: bool | None = rule(True, "curly_bracket", "the page goes")
+    javascript: bool | None = rule(True, "javascript", "the line goes")
+    policies: tuple[str, ...] | None = rule(_POLICIES, "policy", "the line goes")
     citations: bool = True  # strip [1], [edit], [citation needed]
 
     def clean(self, text: str) -> tuple[str, str | None, dict[str, int]]:

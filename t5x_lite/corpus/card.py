@@ -1,17 +1,18 @@
 """The data card: what is in a dataset, what was taken out and why; as facts and as a page."""
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import t5x_lite
+from t5x_lite.corpus.language import Language, tag
 from t5x_lite.corpus.settings import Corpus
 from t5x_lite.corpus.tally import Tally
 from t5x_lite.page import document, escape
 
 _PACKAGES = ("apache-beam", "tensorflow-datasets", "array-record", "rensa", "py3langid", "ftfy",
-             "resiliparse", "warcio", "pypdf")  # fmt: skip
+             "resiliparse", "warcio", "pypdf", "icu4py", "phonenumbers")  # fmt: skip
 _LIMITS = (
     "Rules of thumb about form: they keep some bad text and drop some good text.",
     "Personal data is found by pattern; names and addresses of people stay.",
@@ -31,7 +32,16 @@ def facts(corpus: Corpus, tally: Tally, named: Mapping[str, list[str]]) -> dict[
         **tally.as_dict(),
         "not read": dict(named),
         "limits": list(_LIMITS),
+        "languages": [tag(name) or name for name in _languages(corpus)],
     }
+
+
+def _languages(corpus: Corpus) -> tuple[str, ...]:
+    """Those that the user named, in that order."""
+    for step in corpus.steps:
+        if isinstance(step, Language) and step.languages is not None:
+            return tuple(step.languages)
+    return ()
 
 
 def _version(name: str) -> str:
@@ -103,12 +113,14 @@ def page(found: Mapping[str, Any]) -> str:
     for name in [*_TITLES, *sorted(set(tables) - set(_TITLES))]:
         if tables.get(name):
             parts.append(f"<h2>{escape(_TITLES.get(name, name))}</h2>")
-            parts.append(_chart(name, tables[name]))
+            parts.append(_chart(name, tables[name], found.get("languages", ())))
     if "vocabulary" in found:
         parts.append("<h2>Vocabulary</h2>" + _vocabulary(found["vocabulary"]))
-    parts.append("<h2>Samples of what was dropped</h2><p>Personal data is masked.</p>")
-    parts += _samples(found["samples"])
-    parts.append("<h2>Not read, by name</h2>")
+    if found["samples"]:
+        parts.append("<h2>Samples of what was dropped</h2><p>Personal data is masked.</p>")
+        parts += _samples(found["samples"])
+    if found["not read"]:
+        parts.append("<h2>Not read, by name</h2>")
     for kind, names in sorted(found["not read"].items()):
         shown = escape("\n".join(names))
         parts.append(f"<details><summary>{escape(kind)}</summary><pre>{shown}</pre></details>")
@@ -120,12 +132,17 @@ def page(found: Mapping[str, Any]) -> str:
     return document(title, "\n".join(parts), style=_STYLE)
 
 
-def _chart(name: str, rows: Mapping[str, int], most: int = 30) -> str:
-    """A bar for each row, the largest first; sizes and lengths in their order."""
+def _chart(
+    name: str, rows: Mapping[str, int], languages: Sequence[str] = (), most: int = 30
+) -> str:
+    """A bar for each row, the largest first; sizes, lengths and named languages in their order."""
     if name in ("length: documents", "duplicate groups by size", "copies by the mix"):
         ordered = sorted(rows.items(), key=lambda row: int(row[0]))
     else:
         ordered = sorted(rows.items(), key=lambda row: (-row[1], row[0]))
+    if name.startswith("language: "):
+        rank = {language: place for place, language in enumerate(languages)}
+        ordered.sort(key=lambda row: rank.get(row[0], len(rank)))
     largest, cells = max(rows.values()) or 1, []
     for label, number in ordered[:most]:
         in_bytes = "bytes" in name or (name in ("input", "result") and label.endswith("bytes"))

@@ -27,12 +27,12 @@ class Code(Step):
     max_line: int | None = rule(1000, "long_line", "characters, at most")
     min_alphanumeric: float | None = rule(0.25, "alphanumeric", "share of characters, at least")
     min_alphabetic: float | None = rule(0.25, "alphabetic", "share of characters, at least")
-    xml_header: bool = rule(True, "xml", "<?xml version= in the first 100 characters")
+    xml_header: bool | None = rule(True, "xml", "<?xml version= in the first 100 characters")
     min_html_text: float | None = rule(0.2, "html_text", "share of visible text, at least")
     min_html_characters: int | None = rule(100, "html_text", "visible characters, at least")
     min_data: int | None = rule(50, "data_size", "characters of JSON or YAML, at least")
     max_data: int | None = rule(5000, "data_size", "characters of JSON or YAML, at most")
-    generated: bool = rule(True, "generated", "a mark of it in the first 5 lines")
+    generated: bool | None = rule(True, "generated", "a mark of it in the first 5 lines")
 
     def __call__(self, document: Document) -> str | None:
         if not is_code(document):

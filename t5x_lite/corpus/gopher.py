@@ -104,10 +104,10 @@ class GopherRepetition(Filter):
     max_paragraph_characters: float | None = rule(
         0.2, "repeated_paragraph_characters", "share, at most"
     )
-    top_n_grams: tuple = rule(
+    top_n_grams: tuple | None = rule(
         ((2, 0.2), (3, 0.18), (4, 0.16)), "top_n_gram", "share of the most frequent one, at most"
     )
-    repeated_n_grams: tuple = rule(
+    repeated_n_grams: tuple | None = rule(
         ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10)),
         "repeated_n_grams", "share of characters, at most",
     )  # fmt: skip

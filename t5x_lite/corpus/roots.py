@@ -52,16 +52,31 @@ _NO_WORDS = ("http", "www", ".com", "href", "//")
 # Function words, by us: ROOTS's own lists are longer. For other languages give `stop_words`.
 STOP_WORDS = {
     "en": "a about after all also an and any are as at be because been before but by can could did "
-    "do does for from had has have he her him his how i if in into is it its me more most my no "
-    "not of on one only or other our out over she should so some such than that the their them "
-    "then there these they this those through to under up very was we were what when where which "
-    "while who will with would you your",
-    "es": "a al como con de del desde donde el ella ellos en entre era es esta este ha han hasta "
-    "la las le les lo los me mi muy más ni no nos o otra otro para pero por porque que se ser "
-    "si sin sobre son su sus también te tiene todo un una uno unos y ya yo",
-    "fr": "a à au aux avec ce ces cette dans de des du elle en est et eux il ils je la le les leur "
-    "lui ma mais me même mes moi mon ne nos notre nous on ont ou où par pas plus pour qu que qui "
-    "sa se ses si son sont sur ta te tes toi ton tu un une vos votre vous y été",
+    "do does for from had has have he her him his how i if in into is it its me more most my "
+    "no not of on one only or other our out over she should so some such than that the their "
+    "them then there these they this those through to under up very was we were what when "
+    "where which while who will with would you your",
+    "es": "a al algo alguna algunas alguno algunos algún ante antes aquel aquella aquello así "
+    "aunque aún bajo bien cada casi como con contra cual cuales cualquier cualquiera cuya "
+    "cuyo cuál cuándo de debe deben del dentro desde después donde durante e el ella ellas "
+    "ellos en entre era eran eres es esa esas ese eso esos esta estar estas este esto estos "
+    "están fue fuera fueron ha había hace hacer hacia han hasta hay haya he la las le les lo "
+    "los mayor me mediante mejor menos mi mientras misma mismas mismo mismos mucha muchas "
+    "mucho muchos muy más nada ni ninguna ninguno no nos nosotros nuestra nuestro o otra "
+    "otras otro otros para pero poco pocos podría por porque primer primera puede pueden pues "
+    "puesto que quien quién qué se sea sean según ser será serán si sido siempre siendo sin "
+    "sobre solo son soy su sus suya suyo sólo tal tales también tan tanto te tener tenga "
+    "tiene tienen toda todas todo todos tras tu tus u un una unas uno unos usted ustedes "
+    "varios veces vez y ya yo él",
+    "fr": "a afin ainsi alors après au aucun aucune aussi autre autres aux avant avec avoir bien c "
+    "car ce cela celle celles celui ces cette ceux chaque comme comment d dans de des doit "
+    "doivent donc dont du elle en entre est est-ce et eux faire fait fois il ils j je jusqu "
+    "jusque l la le les leur lors lorsqu lorsque lui là m ma mais me mes mieux moi moins mon "
+    "même mêmes n ne non nos notamment notre nous nul on ont ou où par pas peu peut peuvent "
+    "plus plusieurs pour pourquoi près puis qu quand que quel quelle quelles quelque quelques "
+    "quels qui quoi s sa sans sauf se selon sera seront ses seul seule si sinon soit son sont "
+    "sous suivant sur t ta tant te tel telle telles tels tes toi ton tous tout toute toutes "
+    "très tu un une vers voici voilà vos votre vous y à étaient était été être",
     "pt": "a ao aos as com como da das de do dos e é ela ele em entre era essa esse esta este eu "
     "foi há isso já lhe mais mas me mesmo na nas no nos não o os ou para pela pelo por quando "
     "que quem se sem ser seu sua são também te tem um uma você à",
@@ -78,12 +93,12 @@ class Roots(Step):
 
     SOURCE = "Laurençon et al. 2022; parameters_filtering.py"
 
-    words: bool = rule(True, "few_words, many_words", "see the rows")
-    character_repetition: bool = rule(True, "character_repetition", "see the rows")
-    word_repetition: bool = rule(True, "word_repetition", "see the rows")
-    special: bool = rule(True, "special_characters", "see the rows")
-    stop_word_ratio: bool = rule(True, "stop_words", "see the rows")
-    flagged: bool = rule(True, "flagged_words", "see the rows")
+    words: bool | None = rule(True, "few_words, many_words", "see the rows")
+    character_repetition: bool | None = rule(True, "character_repetition", "see the rows")
+    word_repetition: bool | None = rule(True, "word_repetition", "see the rows")
+    special: bool | None = rule(True, "special_characters", "see the rows")
+    stop_word_ratio: bool | None = rule(True, "stop_words", "see the rows")
+    flagged: bool | None = rule(True, "flagged_words", "see the rows")
     remove_odd_words: bool = True  # longer than LONGEST_WORD, or with http, www, .com, href, //
     stop_words: dict | None = None
     flagged_words: dict | None = None

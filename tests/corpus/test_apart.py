@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("apache_beam", reason="needs the extra `corpus`")
 pytest.importorskip("tensorflow_datasets", reason="needs the extra `corpus`")
 
+from t5x_lite.corpus import card
 from t5x_lite.corpus.apart import batches
 from t5x_lite.corpus.opening import Problems
 from t5x_lite.corpus.pipeline import build
@@ -124,3 +125,14 @@ def test_the_output_stands_apart_from_the_input(tmp_path):
         with pytest.raises(UserError, match="is inside of the input"):
             Corpus(str(tmp_path / "in"), str(tmp_path / output))
     assert Corpus(str(tmp_path / "in"), str(tmp_path / "input"))
+
+
+def test_the_card_names_languages_in_the_users_order():
+    tables = {"language: documents": {"en": 9, "de": 5, "fr": 7, "xx": 8}}
+    found = {"name": "n", "version": "1", "description": "", "tables": tables, "samples": {},
+             "not read": {}, "settings": {}, "versions": {}, "limits": [],
+             "languages": ["de", "fr", "en"]}  # fmt: skip
+    page = card.page(found)
+    places = [page.index(f"<td>{language}</td>") for language in ("de", "fr", "en", "xx")]
+    assert places == sorted(places)
+    assert "Not read" not in page and "Samples" not in page  # nothing to show under them
