@@ -8,6 +8,7 @@ which the kernel ends when one document has used `Corpus.max_seconds` of process
 
 import atexit
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -69,9 +70,9 @@ class _Child:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 # until stop
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "import sys, os; sys.path[:] = eval(sys.argv[2]); "
+            [sys.executable, "-c", "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
              "from t5x_lite.corpus.apart import main; main(int(sys.argv[1]))",
-             str(theirs.fileno()), repr(sys.path)],
+             str(theirs.fileno()), json.dumps(sys.path)],
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._errors,
             stderr=self._errors, env=environment,
         )  # fmt: skip

@@ -65,7 +65,7 @@ def _run(
     """function(corpus, layout, *task) for each task whose output isn't there yet."""
     todo = [task for task in tasks if not (corpus.work / output(*task)).exists()]
     done = f", {len(tasks) - len(todo):,} are done already" if len(todo) < len(tasks) else ""
-    counted = beam.for_each(corpus, name, function, [(layout, *task) for task in todo])
+    counted = beam.for_each(corpus, name, functools.partial(function, corpus, layout), todo)
     time = counted.pop("milliseconds", 0) / 1000
     shown = [card.size(n) if key == "bytes" else f"{n:,} {key}" for key, n in counted.items()]
     measured = "".join(f", {text}" for text in [*shown, f"{time:,.1f} processor s"] if todo)
