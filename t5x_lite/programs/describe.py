@@ -207,7 +207,8 @@ def _summary_lines(
     lines += [f"{'page':>20}  {page}"] if page else []
     lines += ["", "Next:"]
     gin_file = shlex.quote(os.path.join(model_dir, "config.gin"))
-    lines.append(f"  t5x_lite eval --gin_file={gin_file} --checkpoint=all")
+    if "first" in summary:
+        lines.append(f"  t5x_lite eval --gin_file={gin_file} --checkpoint=all")
     if samples:  # of an encoder there are none
         masked = "<extra_id_0>" in samples[0].get("input", "")
         prompt = "import <extra_id_0> as np" if masked else "def main("

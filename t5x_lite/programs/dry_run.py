@@ -44,12 +44,15 @@ def check(
     """
     with contextlib.closing(loader):
         next(loader)
+    absent = held_out.absent()
     for leaf, _ in setup.task.leaves:
         splits = ((name, len(leaf.source.split(name))) for name in ("train", "validation"))
         found = ", ".join(f"{name} {number:,} records" for name, number in splits)
-        next(held_out.batches(leaf), None)
-        check_examples(leaf, setup.lengths, setup.model.encoder_only)
-        _checked("data", f"{leaf.name}: {found}; a batch of each was made")
+        if not absent:
+            next(held_out.batches(leaf), None)
+            check_examples(leaf, setup.lengths, setup.model.encoder_only)
+        made = "a batch of training data" if absent else "a batch of each"
+        _checked("data", f"{leaf.name}: {found}; {made} was made")
     if initial_checkpoint is not None:
         restore_params(
             initial_checkpoint, training.abstract.params, initial_params,

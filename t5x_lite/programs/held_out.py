@@ -59,6 +59,21 @@ class HeldOut:
         self._byte_lengths = setup.task.vocabulary.byte_lengths
         self._step = jax.jit(make_eval_step(setup.model, self._byte_lengths, loss))
 
+    def absent(self) -> str | None:
+        """Why there is nothing to evaluate on, and what to do; None: there is.
+
+        A mixture of which some tasks hold out nothing isn't evaluated on the others alone: its
+        first evaluation refuses it.
+        """
+        leaves = [leaf for leaf, _ in self._setup.task.leaves]
+        if any(len(leaf.source.split(self._split)) for leaf in leaves):
+            return None
+        numbers = [f"{leaf.name}: {len(leaf.source.split('train')):,}" for leaf in leaves]
+        return (
+            f"no document is held out of those there are ({', '.join(numbers)}); hold out one "
+            "of two or more different ones (held_out above 0), or give validation_files"
+        )
+
     def batches(self, part: Task | Mixture | None = None, every_row: bool = False) -> EvalBatches:
         """This process's (or every) row of each batch, of the task or of one in its mixture."""
         setup = self._setup

@@ -19,10 +19,11 @@ def evaluated(model_dir: str, step: int) -> bool:
     )
 
 
-def complete(model_dir: str, step: int) -> bool:
-    """Whether a run that ended at ``step`` has its evaluation, summary and page; a collective."""
+def complete(model_dir: str, step: int, evaluates: bool = True) -> bool:
+    """Whether a run that ended at ``step`` has its summary, page and, where it makes some, its
+    evaluation; a collective."""
     return not distributed.any_process(
-        distributed.is_main_process() and not _complete(model_dir, step)
+        distributed.is_main_process() and not _complete(model_dir, step, evaluates)
     )
 
 
@@ -32,7 +33,7 @@ def _evaluated(model_dir: str, step: int) -> bool:
     return any(line["step"] == step and "eval/loss" in line for line in lines)
 
 
-def _complete(model_dir: str, step: int) -> bool:
+def _complete(model_dir: str, step: int, evaluates: bool) -> bool:
     summary, page = Path(model_dir, "summary.json"), Path(model_dir, PAGE)
     try:
         found = json.loads(evidence.read_text(summary) or "{}")
@@ -42,7 +43,7 @@ def _complete(model_dir: str, step: int) -> bool:
         return False
     # The page is written after the summary; an older one is of fewer steps.
     newer = evidence.exists(page) and os.stat(page).st_mtime >= os.stat(summary).st_mtime
-    return newer and _evaluated(model_dir, step)
+    return newer and (not evaluates or _evaluated(model_dir, step))
 
 
 def candidates(config: CheckpointConfig, eval_period: int) -> str | None:

@@ -182,6 +182,13 @@ def train(
     held_out = HeldOut(
         setup, eval_batch_count, loss, text=text, sts=sts, early_stopping=early_stopping
     )
+    if absent := held_out.absent():
+        needs = {"early_stopping": early_stopping and early_stopping.metric,
+                 "CheckpointConfig.keep_best": checkpoint.keep_best}  # fmt: skip
+        for name, metric in needs.items():
+            if metric is not None:
+                raise UserError(f"{name} looks at {metric!r} of held-out data, but {absent}.")
+        notes.append(f"this run is trained without any evaluation: {absent}")
 
     # ------------------------------------------------------------------- the run's folder
     identity = folder.identity(setup, seed=seed, pack=pack, data=loader.fingerprint)
@@ -209,7 +216,7 @@ def train(
         earlier = restored.description if restored else {}
         step = restored.step if restored else 0
         last = step >= total_steps or held_out.exhausted(step)
-        if last and remains.complete(model_dir, step) and not checkpoints.exports_due():
+        if last and remains.complete(model_dir, step, not absent) and not checkpoints.exports_due():
             more = f"\n  {describe.continue_command(model_dir, step)}"
             more = more if step >= total_steps else " change EarlyStopping."
             say(f"{model_dir} is finished: step {step:,} of {total_steps:,}. More:{more}")
@@ -253,6 +260,8 @@ def train(
         ))  # fmt: skip
 
         def evaluate_now(first: bool = False) -> dict[str, float]:
+            if absent:
+                return {}
             with recorder.away("evaluation"):
                 metrics = held_out.evaluate(state.params)
                 metrics |= held_out.unigram() if first else {}
@@ -262,6 +271,8 @@ def train(
             return metrics
 
         def sample_now() -> list[dict[str, str]]:
+            if absent:
+                return []
             with recorder.away("evaluation"), jax.transfer_guard("allow"):
                 found = held_out.samples(state.params, num_samples)
                 interrupt.look()
@@ -282,7 +293,7 @@ def train(
                     | recorder.state(ended)
                     | {"config": config.config_text(), "reading": setup.reading.record()}
                     | {"schedule": numbers["learning rate"]},
-                    metrics=metrics,
+                    metrics=metrics or None,
                 )
 
         def save_and_leave() -> None:  # while an evaluation or a compiler is still at work
@@ -303,6 +314,8 @@ def train(
         try:
             if step == 0:
                 evaluate_now(first=True)
+            elif absent:
+                pass
             elif (last or step % eval_period == 0) and not remains.evaluated(model_dir, step):
                 checkpoints.add_metrics(step, evaluate_now())
             last = last or held_out.exhausted(step)
