@@ -250,13 +250,24 @@ _FOREIGN = {
 }  # fmt: skip
 
 
+def _without_mark(start: bytes) -> bool:
+    """Whether bytes are UTF-16 text without a byte order mark, by its ASCII, of spaces at least.
+
+    Where these have a zero, each other letter has the number of its script's block: few values.
+    (Text of other scripts than Latin and Cyrillic is no UTF-8 anyway.)
+    """
+    even, odd = start[::2], start[1 : len(start) // 2 * 2 : 2]
+    for low, high in ((even, odd), (odd, even)):
+        if len(high) > 2 and high.count(0) > 1 and all(low) and len({*high}) <= 4:
+            return True
+    return False
+
+
 def foreign_format(start: bytes) -> str | None:
     """What is wrong with the first 512 bytes of a file that should be UTF-8 text, or None."""
     kind = next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), None)
-    if kind is None and len(start) >= 16:  # English without a BOM: each other byte is 0
-        even, odd = start[:64:2], start[1:64:2]
-        if all(even) and not any(odd) or all(odd) and not any(even):
-            kind = "UTF-16"
+    if kind is None and _without_mark(start):
+        kind = "UTF-16"
     if kind is None and start[257:262] == b"ustar":
         kind = "a tar archive"
     if kind is None:

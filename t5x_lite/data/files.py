@@ -104,11 +104,15 @@ def find_files(patterns: str | Sequence[str]) -> list[str]:
     patterns = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
     if not patterns:
         raise UserError("The list of files is empty; give a path or a glob.")
-    found: set[str] = set()
+    found: dict[str, str] = {}  # by what they are: a.txt and ./a.txt are one file
     for pattern in patterns:
         pattern = os.path.expanduser(os.fspath(pattern))
-        found.update(_find_urls(pattern) if is_url(pattern) else _find_local(pattern))
-    return sorted(found)
+        if is_url(pattern):
+            found |= {url: url for url in _find_urls(pattern)}
+        else:
+            for path in _find_local(pattern):
+                found.setdefault(os.path.abspath(path), path)
+    return sorted(found.values())
 
 
 def _find_local(pattern: str) -> list[str]:

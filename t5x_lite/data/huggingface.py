@@ -105,7 +105,7 @@ class HuggingFaceVocabulary(Vocabulary):
         else:
             found = tokens.get(wanted)
         if found is None:
-            who = "" if self.eos or wanted is None else ", which the files beside it name,"
+            who = "" if self.eos or wanted is None else ", which the files beside it name"
             raise UserError(
                 f"{self.path} has no end-of-text token {wanted or ' or '.join(_EOS)!r}{who}: set "
                 f"HuggingFaceVocabulary.eos to one of its special tokens"

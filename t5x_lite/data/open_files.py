@@ -30,6 +30,12 @@ _SUFFIX = re.compile(r"\.(\w+?)(-\d+-of-\d+)?(\.gz|\.zstd?|\.xz|\.bz2)?$", re.IG
 # What others put beside data: Spark, Delta, checksums, what a folder is about.
 _ABOUT = re.compile(r"(README|LICEN[CS]E|NOTICE|CHANGELOG|CITATION)([._-].*)?", re.IGNORECASE)
 _CHECKS = re.compile(r".*\.(crc|md5|sha\d+|sig|asc)|(MD5|SHA\d+)SUMS(\.\w+)?", re.IGNORECASE)
+# What programs leave beside their files: copies, parts of downloads, settings of a folder.
+_LEFT = re.compile(
+    r".*(~|\.(bak|orig|swp|te?mp|part|partial|crdownload|incomplete|lock))|#.*#"
+    r"|Thumbs\.db|desktop\.ini|dataset_(info|infos|dict)\.json",
+    re.IGNORECASE,
+)
 _MARKER_FOLDERS = {"_delta_log", "_spark_metadata", "_temporary"}
 
 _log = logging.getLogger(__name__)
@@ -48,7 +54,8 @@ def open_files(
     .array_record or .tfrecord, also with .gz, .zst, .xz or .bz2; others are read as text.
 
     files: paths, globs, URLs or folders. Of a folder all files are taken but for those that hold no
-      data, which a warning names: hidden ones, _SUCCESS and the like, README, LICENSE, checksums.
+      data, which a warning names: hidden ones, _SUCCESS and the like, README, LICENSE, checksums,
+      editors' copies, parts of downloads.
     keys: {record key: field}, or the field that holds the text. Not for text files.
     document, max_document_bytes: of text files; see `TextFiles`.
 
@@ -128,7 +135,8 @@ def _without_data(paths: Sequence[str]) -> set[str]:
     def suffix(path: str) -> str:
         return os.path.splitext(path)[1].lower()
 
-    others = {p for p in paths if names[p][0] == "." or _CHECKS.fullmatch(names[p])}
+    left = (_CHECKS, _LEFT)
+    others = {p for p in paths if names[p][0] == "." or any(x.fullmatch(names[p]) for x in left)}
     others |= {p for p in paths if not _MARKER_FOLDERS.isdisjoint(p.split("/"))}
     about = {p for p in paths if _ABOUT.fullmatch(names[p])}
     markers = {p for p in paths if names[p][0] == "_" and names[p][:2] != "__"}

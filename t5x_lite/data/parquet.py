@@ -1,7 +1,7 @@
 """Records in Parquet files."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from t5x_lite.data.file_source import FileSource, Found, Keys, MissingKey, normal_keys, pick
@@ -59,9 +59,11 @@ class Parquet(FileSource):
         rows: list[tuple[int, int, int, int]] = []
         row = 0
         for batch in table.to_batches(max_chunksize=1024):
-            for record in batch.to_pylist():
+            for record in _records(batch):
                 try:
-                    content = repr(pick(record, self.keys)).encode()
+                    if isinstance(record, MissingKey):
+                        raise record
+                    content = repr(pick(record, self.keys)).encode(errors="surrogatepass")
                     if len(content) > self.max_record_bytes:
                         raise MissingKey(
                             f"a record of {len(content):,} bytes, expected at most "
@@ -145,6 +147,27 @@ class Parquet(FileSource):
                     return arrow.parquet.read_table(path, columns=columns)
                 writer.close()
         return arrow.ipc.open_file(arrow.memory_map(str(unpacked))).read_all()
+
+
+def _records(batch: Any) -> Iterator[Record | MissingKey]:
+    """The rows of a record batch; of one that Python has no value for, what is wrong with it."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError, LookupError):  # no UTF-8, years, nanoseconds, time zones
+        pass
+    for row in range(batch.num_rows):
+        record, name = {}, None
+        try:
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                record[name] = column[row].as_py()
+            yield record
+        except UnicodeDecodeError as e:
+            yield MissingKey(f"{name!r} is not UTF-8 ({e.reason}); write the file again")
+        except (ValueError, OverflowError, LookupError) as e:
+            yield MissingKey(
+                f"{name!r} can't be read ({_line(e)}); cast the column, or leave it out"
+            )
 
 
 def _kind(arrow: Any, type: Any) -> str:

@@ -133,7 +133,7 @@ _FILTERS = ("default", "join")
 
 
 def fill(template: str, record: Mapping[str, Any]) -> str:
-    """The template with the record's fields; UserError or KeyError as the module says."""
+    """The template with the record's fields; UserError as above, KeyError for one not there."""
     return "".join(p if isinstance(p, str) else p(record) for p in _parts(template))
 
 
@@ -165,9 +165,14 @@ def _field(template: str, content: str) -> Callable[[Mapping[str, Any]], str]:
     def write(record: Mapping[str, Any]) -> str:
         try:
             value = _look_up(name, record)
-        except (KeyError, IndexError):
+        except (KeyError, IndexError) as e:
             if "default" not in filters:
-                raise
+                if isinstance(e, KeyError):
+                    raise
+                raise UserError(
+                    f"field {name!r} isn't there: its list is shorter; leave such records out, or "
+                    f"write {{{name}|default(TEXT)}} in a template"
+                ) from e
             value = None
         if conversion in ("r", "a"):  # which says what to write of anything
             return format(repr(value) if conversion == "r" else ascii(value), spec or "")
@@ -191,6 +196,8 @@ def _look_up(name: str, record: Mapping[str, Any]) -> Any:
         return record[name]
     if "/" in name:
         return value_at(record, name)
+    if name[0].isdigit():  # to Python, the number of an argument
+        raise KeyError(name)
     try:
         return string.Formatter().get_field(name, (), record)[0]
     except (TypeError, AttributeError, ValueError) as e:  # of a value that has no such part

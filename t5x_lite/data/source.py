@@ -166,6 +166,6 @@ def digest(*parts: Any) -> str:
     """Hex digest of the parts (bytes, or anything by its `str`), in order."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode()
+        data = part if isinstance(part, bytes) else str(part).encode(errors="surrogatepass")
         state.update(len(data).to_bytes(8, "little") + data)
     return state.hexdigest()

@@ -136,8 +136,8 @@ class Task:
                 record = function(found)
             except KeyError as e:
                 raise UserError(
-                    f"Task {self.name!r}: preprocessor {name} wants the key {e} of record {index}, "
-                    f"which has {_names(found)}."
+                    f"Task {self.name!r}: preprocessor {name} wants the key {e} of "
+                    f"{_place(records, index)}, which has {_names(found)}."
                 ) from e
             except UserError as e:
                 raise UserError(f"Task {self.name!r}: {_place(records, index)}: {e}") from e

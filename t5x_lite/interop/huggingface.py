@@ -71,7 +71,7 @@ def read_config(file: str | os.PathLike, tensors: Tensors | None = None) -> Tran
 def _read_config(file: Path, tensors: Tensors | None) -> tuple[Family, TransformerConfig]:
     values = read_json(file)
     kind = values.get("model_type")
-    if kind in _UNSUPPORTED:
+    if isinstance(kind, str) and kind in _UNSUPPORTED:
         raise UserError(f"{file}: model_type {kind!r} isn't supported: {_UNSUPPORTED[kind]}.")
     if not isinstance(kind, str) or kind not in _BY_TYPE:
         hint = did_you_mean(str(kind), _BY_TYPE)

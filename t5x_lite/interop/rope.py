@@ -1,6 +1,7 @@
 """The base and the scaling of rotary embeddings, as config.json spells them."""
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from t5x_lite.errors import UserError
@@ -48,7 +49,7 @@ def parsed(rope: Any, found: Rope, what: str) -> Rope:
         raise UserError(f"{what} has type {old!r} and rope_type {kind!r}: expected one of them.")
     theta = rope.pop("rope_theta", theta)
     for name, value in dict(rope_theta=theta, **rope).items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < inf:
             raise UserError(f"{what}: {name} is {value!r}, expected a number above 0.")
     wanted = _KINDS.get(kind if isinstance(kind, str) else "")
     if wanted is None or set(rope) != set(wanted):
@@ -56,6 +57,11 @@ def parsed(rope: Any, found: Rope, what: str) -> Rope:
         raise UserError(
             f"{what} of type {kind!r} with {held} isn't supported; expected linear with factor, "
             f"or llama3 with {', '.join(_LLAMA3)}."
+        )
+    if kind == "llama3" and rope["low_freq_factor"] > rope["high_freq_factor"]:
+        raise UserError(
+            f"{what}: low_freq_factor {rope['low_freq_factor']} is above high_freq_factor "
+            f"{rope['high_freq_factor']}, expected the lower of the two."
         )
     return float(theta), (kind, *(rope[key] for key in wanted)) if wanted else scaling
 

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.errors import UserError
@@ -126,14 +127,14 @@ def as_parameters(
       {parameter: tensor}. A stacked parameter reads only the layers that it is asked for.
 
     Raises:
-      UserError: tensors that are missing, of another shape, or that no rule takes.
+      UserError: tensors that are missing, of another shape, of integers, or that no rule takes.
     """
     spelt = [rule for r in rules for rule in r.for_layers(config)]
     _require_complete(tensors, spelt, ignored, where)
     pieces: dict[str, Piece] = {}
     unrolled = unrolled_shapes(shapes)
     for rule in spelt:
-        pieces |= _pieces(rule, cast(tensors[rule.theirs], dtype), unrolled, where)
+        pieces |= _pieces(rule, tensors[rule.theirs], dtype, unrolled, where)
     absent = sorted(unrolled.keys() - {_EXPERT.sub("", name) for name in pieces})
     assert not absent, f"no rule for {absent[:3]}"
     return {name: _joined(name, shape, pieces) for name, shape in shapes.items()}
@@ -153,7 +154,7 @@ def _require_complete(tensors, spelt, ignored, where) -> None:
         )
 
 
-def _pieces(rule: Rule, tensor: Tensor, shapes: Mapping[str, Shape], where) -> dict[str, Piece]:
+def _pieces(rule: Rule, tensor: Tensor, dtype, shapes, where) -> dict[str, Piece]:
     ours = [_shape(name, shapes) for name in rule.ours]
     width = sum(shape[-1] for shape in ours)
     expected = rule.as_theirs((*ours[0][:-1], width))
@@ -162,6 +163,12 @@ def _pieces(rule: Rule, tensor: Tensor, shapes: Mapping[str, Shape], where) -> d
         raise UserError(
             f"{rule.theirs} in {where} is {described(tensor)}, the configuration makes it {wanted}."
         )
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise UserError(
+            f"{rule.theirs} in {where} is {described(tensor)}, expected floating point: quantized "
+            f"weights aren't read; fetch or convert those that aren't."
+        )
+    tensor = cast(tensor, dtype)
     tensor = tensor if rule.split is None else flattened(tensor, len(rule.split))
     pieces, start = {}, 0
     for name, shape in zip(rule.ours, ours, strict=True):

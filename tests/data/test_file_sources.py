@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import lzma
+import os
 import pickle
 import struct
 import sys
@@ -350,6 +351,9 @@ def test_a_parquet_file_with_another_schema(tmp_path):
         ("a line\n".encode("utf-16"), "is UTF-16 text, expected UTF-8: .*iconv -f UTF-16 -t UTF-8"),
         ("a text of a line\n".encode("utf-16-be"), "is UTF-16 text"),
         ("a text of a line\n".encode("utf-16-le"), "is UTF-16 text"),
+        ("привет мир, это текст\n".encode("utf-16-le"), "is UTF-16 text"),
+        ("Да — нет\r\nи снова\r\n".encode("utf-16-be"), "UTF-16 text|not UTF-8"),
+        ("a,b\n".encode("utf-16-le"), "is UTF-16 text"),
         ("a line\n".encode("utf-32"), "is UTF-32 text"),
         (b"PK\x03\x04\x14\x00", "is a zip archive, expected text: unpack it"),
         (b"name\0" + bytes(252) + b"ustar\x0000", "is a tar archive"),
@@ -419,6 +423,8 @@ def test_tfds_as_tfrecord(tmp_path):
         ["README.md", "LICENSE", "NOTICE.txt", "readme.txt"],
         [".part-0.jsonl.crc", ".DS_Store", "part-0.jsonl.crc", "SHA256SUMS", "a.md5"],
         [".git/config", "_delta_log/00.json", "_temporary/0/part-9.jsonl"],
+        ["part-0.jsonl~", "part-0.jsonl.bak", "#part-0.jsonl#", "part-0.jsonl.tmp"],
+        ["part-1.jsonl.part", "part-2.jsonl.incomplete", "Thumbs.db", "dataset_infos.json"],
     ],
 )
 def test_what_is_no_data_in_a_folder_is_passed_over_and_named(tmp_path, caplog, others):
@@ -449,6 +455,24 @@ def test_what_is_data_in_a_folder(tmp_path, names, taken):
         (tmp_path / name).write_text(f"text of {name}\n")
     assert len(open_files(str(tmp_path), held_out=0.0)) == taken
     assert len(open_files(str(tmp_path / "**"), held_out=0.0)) == taken
+
+
+def test_a_file_is_taken_once_however_it_is_spelt(tmp_path, monkeypatch):
+    write(tmp_path, "a.jsonl")
+    monkeypatch.chdir(tmp_path)
+    spellings = ["a.jsonl", "./a.jsonl", str(tmp_path / "a.jsonl"), "*.jsonl"]
+    assert len(open_files(spellings)) == 40
+    assert open_files(["./a.jsonl"]).paths == ["./a.jsonl"]
+
+
+def test_a_name_that_is_no_utf8(tmp_path):
+    write(tmp_path, "a.jsonl")
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.jsonl")
+    try:
+        os.rename(tmp_path / "a.jsonl", name)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert len(open_files(str(tmp_path), held_out=0.0)) == 40
 
 
 def test_a_folder_without_data(tmp_path):
@@ -537,3 +561,26 @@ def test_parquet_nulls_and_empty_row_groups(tmp_path):
             writer.write_table(part)
     texts = [r["text"] for r in Parquet(str(tmp_path / "*.parquet"), held_out=0.0)]
     assert texts == ["x", "y", "z"]
+
+
+def test_a_parquet_value_that_python_has_none_for_is_a_bad_record(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    latin = pa.array([b"one", b"caf\xe9", b"two"])
+    text = pa.Array.from_buffers(pa.string(), 3, latin.buffers())  # what is read isn't checked
+    write_parquet(tmp_path / "a.parquet", {"text": text})
+    with pytest.raises(UserError, match="a.parquet row 1: 'text' is not UTF-8"):
+        len(Parquet(str(tmp_path / "a.parquet")))
+    kept = Parquet(str(tmp_path / "a.parquet"), max_bad_records=1, held_out=0.0)
+    assert [r["text"] for r in kept] == ["one", "two"] and kept.bad_records == 1
+    nanoseconds = pa.array([1000, 2**50 + 1], pa.timestamp("ns"))
+    for other in (nanoseconds, pa.array([0, 2**50], pa.timestamp("ms"))):
+        write_parquet(tmp_path / "b.parquet", {"text": ["x", "y"], "when": other})
+        with pytest.raises(UserError, match="b.parquet row 1: 'when' can't be read .*cast"):
+            len(Parquet(str(tmp_path / "b.parquet"), keys=None))
+        assert len(Parquet(str(tmp_path / "b.parquet"))) == 2
+
+
+def test_text_with_zeros_is_no_utf16(tmp_path):
+    for i, content in enumerate((b"ab\0cd\0ef\0gh\0", b"one\0two\0three\n", b"x" * 99 + b"\0")):
+        (tmp_path / f"{i}.txt").write_bytes(content)
+        assert len(TextFiles([str(tmp_path / f"{i}.txt")], held_out=0.0)) == 1

@@ -201,6 +201,7 @@ def test_templates(template, record, text):
         ("{b|join( )}", "field 'b' is int 3, expected a list of texts"),
         ("{b:.2q}", "field 'b' is 3, and the format '.2q'"),
         ("{c.upper}", "field 'c.upper' is builtin_function"),
+        ("{a[2]}", r"field 'a\[2\]' isn't there.*write \{a\[2\]\|default\(TEXT\)\}"),
     ],
 )
 def test_mistakes_in_templates(template, message):
@@ -208,9 +209,9 @@ def test_mistakes_in_templates(template, message):
         fill(template, {"a": ["x", None], "b": 3, "c": "x"})
 
 
-@pytest.mark.parametrize("template", ["{b}", "{a[b]}", "{a[3]}", "{a/b}", "{a.b}"])
+@pytest.mark.parametrize("template", ["{b}", "{a[b]}", "{a[-1]}", "{a/b}", "{a.b}", "{0}"])
 def test_a_field_that_is_not_there(template):
-    with pytest.raises((KeyError, IndexError)):
+    with pytest.raises(KeyError):
         fill(template, {"a": ["x"]})
 
 
@@ -239,6 +240,19 @@ def test_a_bad_record_is_named_before_the_first_batch(tmp_path):
     next(BatchLoader(Task("films", source, TextToText(), ByteVocabulary(), [fields]), **options))
     keep = open_files(str(path), keys={"text": "text", "stars": "stars"}, max_bad_records=1)
     assert keep.bad_records == 1 and len(keep) == 49
+
+
+def test_a_record_whose_list_is_short_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"q": "x", "answers": ["y"]}\n{"q": "x", "answers": []}\n{"answers": ["y"]}\n')
+    source = open_files(str(path), keys=None, held_out=0.0)
+    fields = Fields({"inputs": "{q}", "targets": "{answers[0]}"})
+    task = Task("questions", source, TextToText(), ByteVocabulary(), [fields])
+    assert task.record(source, 0)["targets"] == "y"
+    with pytest.raises(UserError, match=r"a.jsonl line 2\): field 'answers\[0\]' isn't there"):
+        task.record(source, 1)
+    with pytest.raises(UserError, match=r"'q' of record 2 \(.*a.jsonl line 3\), which has"):
+        task.record(source, 2)
 
 
 def test_a_bad_record_is_named_where_it_comes_from(tmp_path):

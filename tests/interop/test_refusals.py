@@ -116,6 +116,16 @@ def test_a_quantized_file(copy):
     assert "is F8_E4M3, expected one of" in refusal(tl.from_pretrained, file.parent)
 
 
+@pytest.mark.parametrize("tensor", ["lm_head.weight", "model.layers.0.mlp.up_proj.weight"])
+def test_integers_are_no_weights(copy, tensor):
+    file = copy("llama") / "model.safetensors"
+    head, body = header(file)
+    head[tensor]["dtype"] = "I32"
+    write(file, head, body)
+    said = refusal(tl.from_pretrained, file.parent)
+    assert f"{tensor} in {file.parent} is int32[" in said and "expected floating point" in said
+
+
 def test_copies_are_taken_only_if_they_are_copies(copy):
     folder = copy("t5_1_0")
     file = folder / "model.safetensors"
@@ -152,6 +162,7 @@ def test_neither_weights_nor_config(tmp_path):
         ("llama", {"hidden_size": -4}, "expected a number"),
         ("llama", {"model_type": "lama"}, "Did you mean 'llama'"),
         ("llama", {"model_type": None}, "model_type is None"),
+        ("llama", {"model_type": ["llama"]}, "model_type is ['llama'], expected one of"),
         ("gemma3", {"model_type": "gemma3"}, "its text alone is a model of type gemma3_text"),
         ("gemma2", {"layer_types": ["full_attention"] * 2 + ["sliding_attention"]}, "so-manieth"),
         ("gemma2", {"use_bidirectional_attention": True}, "a decoder looks back only"),
@@ -186,6 +197,24 @@ def test_neither_weights_nor_config(tmp_path):
             "llama3",
             {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
             "with factor isn't",
+        ),
+        (
+            "llama3",
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 1.0,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+            "low_freq_factor 4.0 is above high_freq_factor 1.0",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": float("inf")}},
+            "factor is inf, expected a number above 0",
         ),
         (
             "t5_1_1",
