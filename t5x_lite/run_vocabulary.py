@@ -16,6 +16,7 @@ from t5x_lite import evidence
 
 FILE = "vocabulary.json"
 MODEL = "vocabulary.model"
+MADE_OF = "vocabulary.made_of"  # of what text and settings TrainedVocabulary made the file
 # What a Hugging Face tokenizer may have beside its file.
 BESIDE = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from t5x_lite import evidence
+from t5x_lite import evidence, run_vocabulary
 from t5x_lite.data.files import cache_folder, is_url, local_copy, written_whole
 from t5x_lite.data.sentencepiece_training import train_sentencepiece
 from t5x_lite.data.source import Source, digest
@@ -20,7 +20,7 @@ from t5x_lite.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.ranges import Count, Positive
 
-_FILE = "vocabulary.model"
+_RUN = "run.json"  # beside it, once a run has begun
 
 
 class TrainedVocabulary(Vocabulary):
@@ -31,7 +31,8 @@ class TrainedVocabulary(Vocabulary):
       size: number of ids, sentinels included; fewer if the text can't fill so many.
       path: a model file: taken if it is there, else written.
       folder: of the run, instead of `path`: the file is its vocabulary.model, so that the run can
-        be used where the text isn't.
+        be used where the text isn't. Until a run has begun there, a file that is left of other
+        text or settings (by a dry run, say) is trained anew.
       model_type: "unigram" or "bpe".
       extra_ids: number of sentinels.
       sample_bytes: how much text is used, taken evenly from the whole.
@@ -57,12 +58,13 @@ class TrainedVocabulary(Vocabulary):
             raise UserError("TrainedVocabulary has both a path and a folder; give one of them.")
         self.source, self._size, self.model_type = source, size, model_type
         self.extra_ids, self.sample_bytes = extra_ids, sample_bytes
-        self.path = f"{folder.rstrip('/')}/{_FILE}" if folder is not None else path
+        self.path = f"{folder.rstrip('/')}/{run_vocabulary.MODEL}" if folder is not None else path
+        self._folder = folder
 
     @functools.cached_property
     def trained(self) -> SentencePieceVocabulary:
         """The model itself, on a local disk."""
-        if self.path is not None and _exists(self.path):
+        if self.path is not None and _exists(self.path) and not self._left_over():
             found = SentencePieceVocabulary(local_copy(self.path))
             if found.size > self._size:
                 raise UserError(
@@ -71,16 +73,42 @@ class TrainedVocabulary(Vocabulary):
                     "folder."
                 )
             return found
-        settings = (self._size, self.model_type, self.extra_ids, self.sample_bytes)
-        key = digest(self.source.fingerprint, *settings)
+        key = self._key
         kept = cache_folder("vocabularies") / f"{key}.model"
         with _locked(kept.with_suffix(".lock")):
             if not kept.exists():
                 self._train(kept)
         if self.path is None:
             return SentencePieceVocabulary(str(kept), self.extra_ids)
+        from etils import epath
+
         _copy(kept, self.path)
+        if self._folder is not None:
+            note = epath.Path(self._folder) / run_vocabulary.MADE_OF
+            note.write_text(f"{key} {digest(kept.read_bytes())}")
         return SentencePieceVocabulary(local_copy(self.path), self.extra_ids)
+
+    @functools.cached_property
+    def _key(self) -> str:
+        settings = (self._size, self.model_type, self.extra_ids, self.sample_bytes)
+        return digest(self.source.fingerprint, *settings)
+
+    def _left_over(self) -> bool:
+        """Whether the folder's file was made here of other text, and of no run that has begun.
+
+        A file that something else has put there is never left over.
+        """
+        from etils import epath
+
+        if self._folder is None or _exists(f"{self._folder.rstrip('/')}/{_RUN}"):
+            return False
+        note = evidence.read_text(epath.Path(self._folder) / run_vocabulary.MADE_OF) or ""
+        if note.split(" ")[1:] != [digest(epath.Path(self.path).read_bytes())]:
+            return False
+        try:
+            return note.split(" ")[0] != self._key
+        except UserError:  # the text isn't here
+            return False
 
     def _train(self, path: Path) -> None:
         print(f"training a vocabulary of {self._size:,} ids: up to a minute", flush=True)

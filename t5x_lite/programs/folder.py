@@ -118,7 +118,8 @@ def _write(file: epath.Path, text: str) -> None:
 def _others(folder: epath.Path) -> list[str]:
     """What is in the folder, except what is made before run.json: the vocabulary, too."""
     names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    return [name for name in names if name not in (run_vocabulary.MODEL, "run.json.tmp")]
+    before = (run_vocabulary.MODEL, run_vocabulary.MADE_OF, "run.json.tmp")
+    return [name for name in names if name not in before]
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:

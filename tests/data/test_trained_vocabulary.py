@@ -9,6 +9,8 @@ from t5x_lite.data.open_files import open_files
 from t5x_lite.data.sources import InMemory
 from t5x_lite.data.trained_vocabulary import TrainedVocabulary
 from t5x_lite.errors import UserError
+from t5x_lite.programs.folder import check as folder_check
+from t5x_lite.run_vocabulary import MADE_OF, MODEL
 
 WORDS = ["apple", "banana", "cherry", "damson", "elder", "fig"]
 TEXTS = [" ".join(WORDS[(i * k) % 6] for k in range(1, 9)) for i in range(60)]
@@ -54,6 +56,29 @@ def test_the_folder_of_a_run_has_a_copy_that_needs_no_text(tmp_path):
         _ = TrainedVocabulary(open_files(text), size=390).size
     with pytest.raises(UserError, match="both a path and a folder"):
         TrainedVocabulary(open_files(text), path="x", folder="y")
+
+
+def test_what_no_run_has_begun_with_is_made_anew_of_other_text(tmp_path):
+    for name, words in (("a.txt", TEXTS), ("b.txt", [f"zebra {text} yak" for text in TEXTS])):
+        (tmp_path / name).write_text("\n\n".join(words))
+    folder = tmp_path / "run"
+
+    def made(name, size=390):
+        text = open_files(str(tmp_path / name))
+        return TrainedVocabulary(text, size=size, folder=str(folder))
+
+    alone = [TrainedVocabulary(made(n).source, size=390).fingerprint for n in ("a.txt", "b.txt")]
+    assert [made("a.txt").fingerprint, made("b.txt").fingerprint] == alone
+    assert alone[0] != alone[1]
+    assert made("b.txt", 381).size <= 381 < made("b.txt").size
+    assert sorted(path.name for path in folder.iterdir()) == [MADE_OF, MODEL]
+    assert not folder_check(str(folder), {})  # a run can begin here
+    (folder / "run.json").write_text("{}")  # it has
+    assert made("a.txt").fingerprint == alone[1]
+    (folder / "run.json").unlink()
+    TrainedVocabulary(made("a.txt").source, size=390, path=str(tmp_path / "own.model")).size  # noqa: B018
+    (folder / MODEL).write_bytes((tmp_path / "own.model").read_bytes())  # put there by the user
+    assert made("b.txt").fingerprint == alone[0]
 
 
 def test_one_process_trains_and_the_others_wait(tmp_path, cache):
