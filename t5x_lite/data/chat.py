@@ -19,6 +19,13 @@ from t5x_lite.errors import UserError, did_you_mean
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
 _SHARE_GPT = {"system": "system", "human": "user", "gpt": "assistant"}
+# Fields of a message that would change what is read or learnt, with the values that don't.
+_NOT_READ: dict[str, tuple] = {
+    "tool_calls": (None, []),
+    "function_call": (None,),
+    "audio": (None,),
+    "weight": (None, 1),  # of the loss, in OpenAI's files for fine-tuning
+}
 # What may be a special token of a vocabulary, in the text of a template.
 SPECIAL = re.compile(r"(<[^<>\s]+>|\[[A-Z_/]+\])")
 _CHATML = "<|im_start|>{}\n{{content}}{}\n"
@@ -70,7 +77,7 @@ def messages_of(record: Mapping[str, Any]) -> list[Message]:
     found = record.get("messages")
     if found is None and isinstance(shared := record.get("conversations"), list):
         found = [
-            {"role": _SHARE_GPT.get(m.get("from"), m.get("from")), "content": m.get("value")}
+            {**m, "role": _SHARE_GPT.get(m.get("from"), m.get("from")), "content": m.get("value")}
             if isinstance(m, Mapping) else m for m in shared
         ]  # fmt: skip
     if found is None:
@@ -98,8 +105,14 @@ def check_messages(messages: Any, empty: bool = False) -> list[Message]:
                 f"{', '.join(ROLES)}.{hint}"
             )
         role, content = message["role"], message.get("content")
+        for name, neutral in _NOT_READ.items():
+            if message.get(name) not in neutral:
+                raise UserError(
+                    f"message {number}, of the {role}, has {name}, which isn't read here: "
+                    "leave it out, or put what it says into the content"
+                )
         if isinstance(content, list):
-            parts = [p.get("text") if isinstance(p, Mapping) else None for p in content]
+            parts = [p.get("text") if _is_text(p) else None for p in content]
             content = "".join(parts) if all(isinstance(p, str) for p in parts) else None
         if not isinstance(content, str) or not (empty or content.strip()):
             raise UserError(f"message {number}, of the {role}, has no text as its content")
@@ -251,6 +264,13 @@ class ChatTemplate:
             own = ids if len(ids) == 1 else []
         return tuple(dict.fromkeys((*own, *vocabulary.eos_ids)))
 
+    def stop_texts(self, vocabulary: Any) -> tuple[str, ...]:
+        """What ends an answer and is no token of its own: a stop that the vocabulary spells."""
+        if not self.stop or self.jinja_for(vocabulary):  # a Jinja template's is always a token
+            return ()
+        ids = self._encode([Piece(self.stop, True, True, 1)], vocabulary)[0]
+        return () if len(ids) == 1 else (self.stop,)
+
     def answer(self, text: str, vocabulary: Any = None) -> str:
         """What was said, of the text that a model made: up to the stop."""
         jinja = None if vocabulary is None else self.jinja_for(vocabulary)
@@ -350,6 +370,10 @@ class ChatTemplate:
                 context, known = "", []
         end_text()
         return np.array(ids, np.int32), np.array(labels, np.int32)
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type", "text") == "text"
 
 
 def _asked(messages: Sequence[Mapping[str, Any]]) -> list[Message]:

@@ -113,6 +113,15 @@ class Reading:
             return vocabulary.eos_ids
         return (self.template or ChatTemplate()).stop_ids(vocabulary)
 
+    def stop_texts(self, vocabulary: Any) -> tuple[str, ...]:
+        """Texts of which each ends an answer in a conversation, beside `stop_ids`: of a vocabulary
+        that has no token for the template's stop."""
+        return (self.template or ChatTemplate()).stop_texts(vocabulary) if self.marks else ()
+
+    def end_texts(self, vocabulary: Any) -> tuple[str, ...]:
+        """As `stop_texts`, beside `end_ids`."""
+        return () if self.template is None else self.stop_texts(vocabulary)
+
     # ---- rows of a batch
 
     def finish(self, example: Row, lengths: Lengths, append_eos: bool, eos_id: int) -> Row:

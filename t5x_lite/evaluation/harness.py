@@ -198,7 +198,7 @@ class Judge:
             )
             for i, tokens in zip(some, np.asarray(decoded.tokens)[:, 0].tolist(), strict=False):
                 text = self.decode(tokens)
-                for stop in filter(None, until):
+                for stop in (*filter(None, until), *self.reading.end_texts(self.vocabulary)):
                     text = text.partition(stop)[0]
                 found[i] = text
         return [found[i] for i in range(len(ids))]

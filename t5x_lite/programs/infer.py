@@ -47,7 +47,12 @@ def main(args: argparse.Namespace) -> int:
     distributed.initialize(args.coordinator_address, args.process_count, args.process_index)
     if bool(args.prompt) == bool(args.input):
         raise UserError("infer needs either --prompt TEXT (repeatable) or --input FILE.")
-    records = [{"input": text} for text in args.prompt] if args.prompt else read_records(args.input)
+    if args.prompt:
+        records = [{"input": text} for text in args.prompt]
+        for text in args.prompt:
+            _check_writable(text, "--prompt")
+    else:
+        records = read_records(args.input)
     records = shard(records, args.shard)
     config.require("infer")
     [path] = checkpoint_paths(config.evaluate("infer.model_dir"), args.checkpoint)
@@ -83,7 +88,10 @@ def read_records(path: str) -> list[Record]:
       UserError: no such file, invalid UTF-8 or JSON, a record without "input", or no record.
     """
     try:
-        lines = split_lines(sys.stdin.buffer.read().decode()) if path == "-" else read_lines(path)
+        if path == "-":
+            lines = split_lines(sys.stdin.buffer.read().decode("utf-8-sig"))
+        else:
+            lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't read --input {path}: {error}.") from error
     is_json = next((line for line in lines if line.strip()), "").lstrip().startswith("{")
@@ -102,10 +110,35 @@ def read_records(path: str) -> list[Record]:
                 raise UserError(f"{path}:{number}: {error}.") from error
         elif not isinstance(record, dict) or not isinstance(record.get("input"), str):
             raise UserError(f'{path}:{number} has no text under "input": found {line[:60]!r}.')
+        if is_json and "\\u" in line:
+            _check_writable(json.dumps(record, ensure_ascii=False), f"{path}:{number}")
         records.append(record)
     if not records:
         raise UserError(f"{path} has no text in it: one prompt a line, or JSON lines with 'input'.")
     return records
+
+
+def _check_writable(text: str, place: str) -> None:
+    """Refuses half a character, which JSON and a command line can hold, and UTF-8 can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise UserError(f"{place} holds half a character, {half}: write it whole.") from None
+
+
+def _check_answers(records: Sequence[Record]) -> None:
+    """Refuses targets and choices that are no texts, before anything is computed."""
+    for number, record in enumerate(records, 1):
+        target, choices = record.get("target"), record.get("choices", [""])
+        if target is not None and not isinstance(target, str):
+            raise UserError(f'"target" of record {number} is {target!r:.60}, expected a text.')
+        good = isinstance(choices, list) and choices and all(isinstance(c, str) for c in choices)
+        if not good:
+            raise UserError(
+                f'"choices" of record {number} is {choices!r:.60}, expected a list of one or '
+                "more texts."
+            )
 
 
 def infer(
@@ -146,6 +179,8 @@ def infer(
       accept_other_vocabulary: use weights that were trained with another vocabulary, too.
       first: the first record that is still to do, a multiple of batch_size.
     """
+    if model.architecture != "encoder_only":
+        _check_answers(records)
     setup = set_up(model, task, lengths, batch_size, mesh, rules=rules, pack=False)
     [path] = checkpoint_paths(model_dir, checkpoint)
     setup, params = open_weights(setup, path, accept_other_vocabulary=accept_other_vocabulary)
@@ -233,12 +268,7 @@ def _choices(
     pairs: list[tuple[int, str]] = []
     scores: list[float] = []
     for i, record in enumerate(records):
-        found = record.get("choices", [])
-        if "choices" in record and not (
-            isinstance(found, list) and found and all(isinstance(c, str) for c in found)
-        ):
-            raise UserError(f'"choices" is {found!r:.60}, expected a list of one or more texts.')
-        pairs += [(i, choice) for choice in found]
+        pairs += [(i, choice) for choice in record.get("choices", [])]
     for start in range(0, len(pairs), setup.batch_size):
         some = [(inputs[i], text, asked[i]) for i, text in pairs[start : start + setup.batch_size]]
         scores += _likelihoods(setup, params, some)

@@ -192,7 +192,8 @@ class App:
         if self.closing:
             raise Refused(503, "the server is stopping")
         # A page of another site can't send this type without being allowed to.
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        kind = request.headers.get("content-type", "").partition(";")[0].strip()
+        if kind.lower() != "application/json":
             raise Refused(400, "expected content-type: application/json")
         most, body = self.settings.max_body_bytes, bytearray()
         large = Refused(413, f"a body of more than {most:,} bytes")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import random
 from typing import Any
 
 from t5x_lite.errors import did_you_mean
@@ -35,6 +34,7 @@ _HARMLESS = ("model", "user", "metadata", "store", "service_tier", "safety_ident
              "parallel_tool_calls")  # fmt: skip
 _SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "n", "seed", "stop", "stream",
              "stream_options", "logprobs")  # fmt: skip
+_STREAM_OPTIONS = ("include_usage", "include_obfuscation")
 _COMPLETION = ("prompt", "echo", *_SAMPLING)
 _CHAT = ("messages", "max_completion_tokens", "top_logprobs", *_SAMPLING)
 _EMBEDDING = ("input", "encoding_format")
@@ -68,6 +68,7 @@ class Asked:
     """One request for texts. prompts: texts or token ids; messages: of a chat, instead.
 
     log_probs: None: not wanted; else how many alternatives are.
+    seed: None: every text is another, as clients expect.
     """
 
     prompts: list[str | list[int]]
@@ -77,7 +78,7 @@ class Asked:
     top_k: int
     top_p: float
     n: int
-    seed: int
+    seed: int | None
     stop: tuple[str, ...]
     stream: bool
     stream_usage: bool
@@ -140,6 +141,8 @@ def read_chat(body: dict[str, Any]) -> Asked:
     most = _whole(body, "max_completion_tokens", most, 1, None)
     top = _whole(body, "top_logprobs", 0, 0, TOP)
     log_probs = top if _flag(body, "logprobs") else None
+    if top and log_probs is None:
+        raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     return _asked(body, prompts=[], messages=_messages(body), echo=False, log_probs=log_probs,
                   max_tokens=most)  # fmt: skip
 
@@ -161,13 +164,17 @@ def _asked(body: dict[str, Any], **more: Any) -> Asked:
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise Refused(400, "stream_options must be an object", param="stream_options")
+    if unknown := [name for name in options if name not in _STREAM_OPTIONS]:
+        hint = did_you_mean(unknown[0], _STREAM_OPTIONS)
+        raise Refused(400, f"unknown parameter {unknown[0]!r:.60} in stream_options.{hint}",
+                      param="stream_options")  # fmt: skip
+    seed = _whole(body, "seed", None, None, None)
     return Asked(
         temperature=_number(body, "temperature", 1.0, 0.0, 2.0),
         top_p=_number(body, "top_p", 1.0, 0.0, 1.0),
         top_k=_whole(body, "top_k", 0, 0, _LARGEST_INT32),
         n=_whole(body, "n", 1, 1, None),
-        # Without a seed every answer is another, as clients expect.
-        seed=_whole(body, "seed", random.getrandbits(32), None, None) % _LARGEST_SEED,
+        seed=None if seed is None else seed % _LARGEST_SEED,
         stop=_stops(body),
         stream=_flag(body, "stream"),
         stream_usage=_flag(options, "include_usage"),

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import random
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
@@ -46,8 +47,10 @@ class Texts:
         """Checks a request, and puts its texts in the queue; raises Refused."""
         if asked.messages is not None:
             prompts, stop_ids = [self._chat(asked.messages)], self._stop_ids
+            stops = (*asked.stop, *self.reading.stop_texts(self.vocabulary))
         else:
             prompts, stop_ids = [self._ids(prompt) for prompt in asked.prompts], ()
+            stops = asked.stop
         if len(prompts) * asked.n > self._settings.max_texts:
             raise Refused(400, f"{len(prompts)} prompts times n = {asked.n}: at most "
                           f"{self._settings.max_texts} texts at a time", param="n")  # fmt: skip
@@ -60,18 +63,18 @@ class Texts:
                 raise Refused(400, f"a prompt of {len(ids)} tokens, and at most {self.max_prompt}",
                               param="prompt", code="context_length_exceeded")  # fmt: skip
         answer, jobs = Answer(self.engine), []
+        given = asked.seed  # of the first copy; each has another
         for ids in prompts:
             for copy in range(asked.n):
                 separate = self.reading.attention != "causal"
                 context: list[int] = [] if separate else ids.tolist()
-                text = Text(self.vocabulary, context, asked.stop, stop_ids)
+                text = Text(self.vocabulary, context, stops, stop_ids)
                 answer.contexts.append(context)
                 job = Job(
                     batch=self._batch(ids),
                     limit=limit,
                     tell=answer.teller(len(jobs), text),
-                    # Another seed for each copy, the given one for the first.
-                    seed=(asked.seed + copy) % 2**32,
+                    seed=random.getrandbits(32) if given is None else (given + copy) % 2**32,
                     temperature=asked.temperature,
                     top_k=asked.top_k,
                     top_p=asked.top_p,

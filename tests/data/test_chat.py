@@ -81,6 +81,9 @@ def test_marks_are_special_tokens_of_the_template_alone(marked):
     assert (ids == start).sum() == 5 and (ids == end).sum() == 5  # not the one a user wrote
     assert template.stop_ids(marked) == (end, marked.eos_id)
     assert template.stop_ids(BYTES) == (BYTES.eos_id,)
+    # A stop that the vocabulary spells ends an answer as a text.
+    assert template.stop_texts(BYTES) == ("<|im_end|>",) and template.stop_texts(marked) == ()
+    assert ChatTemplate("plain").stop_texts(BYTES) == ()
     assert [ids[turns == label][-1] for label in (3, 5)] == [end, end]
     assert marked.decode(ids[turns == 3]) == "Hello.<|im_end|>"
 
@@ -188,6 +191,24 @@ def test_a_sample_continues_from_the_last_answer():
     targets = np.array([[5, 6, 7, 8, 9, 0], [5, 6, 7, 8, 0, 0]])
     learnt = np.array([[0, 1, 0, 1, 1, 0], [1, 1, 1, 1, 0, 0]], bool)
     assert _continued_from(targets, learnt).tolist() == [[3], [2]]
+
+
+@pytest.mark.parametrize("more", [
+    {"tool_calls": [{"id": "1"}]}, {"function_call": {"name": "f"}}, {"weight": 0},
+    {"audio": {"id": "1"}},
+])  # fmt: skip
+def test_what_a_message_says_beside_its_content_is_refused(more):
+    talk = [TALK[3], TALK[4] | more]
+    with pytest.raises(UserError, match=f"message 2, of the assistant, has {next(iter(more))}"):
+        messages_of({"messages": talk})
+    shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"} | more]
+    with pytest.raises(UserError, match=f"has {next(iter(more))}"):
+        messages_of({"conversations": shared})
+    nothing = {"tool_calls": None, "function_call": None, "weight": 1, "name": "bob", "id": 7}
+    assert messages_of({"messages": [TALK[3], TALK[4] | nothing]}) == TALK[3:]
+    picture = [{"type": "image_url", "text": "a cat"}, {"type": "text", "text": "What is it?"}]
+    with pytest.raises(UserError, match="no text as its content"):
+        messages_of({"messages": [{"role": "user", "content": picture}]})
 
 
 def test_infer_asks_as_in_training():

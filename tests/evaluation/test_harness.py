@@ -100,6 +100,15 @@ def test_what_is_too_long_is_cut_at_its_left(lm):
         short.write(["a"], 8)
 
 
+def test_a_stop_that_the_vocabulary_spells_ends_a_text(lm, monkeypatch):
+    [whole] = lm.write(["a"], 16)
+    stop = whole[4:7]
+    template = ChatTemplate("plain", assistant="Assistant: {content}{stop}\n\n", stop=stop)
+    assert template.stop_texts(VOCABULARY) == (stop,)
+    monkeypatch.setattr(lm, "reading", dataclasses.replace(lm.reading, template=template))
+    assert lm.write(["a"], 16) == [whole.partition(stop)[0]]
+
+
 def test_an_encoder_alone_is_refused():
     encoder = types.SimpleNamespace(encoder_only=True)
     with pytest.raises(UserError, match="writes no texts"):

@@ -143,6 +143,25 @@ def test_infer_takes_a_shard_and_chooses(run, folder, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line, said", [
+    ('{"input": "a", "target": 5}', '"target" of record 2 is 5, expected a text'),
+    ('{"input": "a", "choices": []}', '"choices" of record 2 is []'),
+    ('{"input": "a", "choices": "ab"}', "\"choices\" of record 2 is 'ab'"),
+    ('{"input": "a\\ud83d"}', "wrong.jsonl:2 holds half a character, '\\ud83d'"),
+    ('{"input": "a", "id": "\\udc00"}', "wrong.jsonl:2 holds half a character"),
+])  # fmt: skip
+def test_infer_names_a_record_that_cannot_be_answered(line, said, run, folder, capsys):
+    (folder / "wrong.jsonl").write_text('{"input": "the", "target": null}\n' + line + "\n")
+    assert cli.main(["infer", "--gin_file=run/config.gin", "--input=wrong.jsonl"]) == 2
+    output = capsys.readouterr()
+    assert said in output.err and not output.out
+
+
+def test_a_prompt_that_is_no_utf8_is_refused(run, capsys):
+    assert cli.main(["infer", "--gin_file=run/config.gin", "--prompt=a\udcff"]) == 2
+    assert "--prompt holds half a character" in capsys.readouterr().err
+
+
 def test_beam_search_and_sampling_from_gin(run, capsys):
     base = ["infer", "--gin_file=run/config.gin", "--prompt=the dog"]
     beams = ["--gin.infer.method=@BeamSearch()", "--gin.BeamSearch.beams=3"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import json
 import threading
 
@@ -12,6 +13,7 @@ import serving
 from prometheus_client.parser import text_string_to_metric_families
 
 from t5x_lite import config
+from t5x_lite.data.chat import ChatTemplate
 from t5x_lite.data.vocabulary import ByteVocabulary
 from t5x_lite.programs.serve import build
 from t5x_lite.serve import page
@@ -152,6 +154,41 @@ def test_a_chat_and_its_stream(app):
     text = "".join(c["delta"]["content"] for e in found for c in e["choices"])
     assert text == choice["message"]["content"]
     assert bad.status_code == 400 and "user" in bad.json()["error"]["message"]
+
+
+def test_a_stop_that_the_vocabulary_spells_ends_a_chat(built, app, monkeypatch):
+    body = {"messages": CHAT, "max_tokens": 20, "temperature": 0}
+    [whole] = call(app, chat := ("POST", "/v1/chat/completions", {"json": body}))
+    text = whole.json()["choices"][0]["message"]["content"]
+    stop = text[4:6]  # two tokens of bytes
+    assert len(stop.encode()) >= 2
+    service = built[1]
+    template = ChatTemplate("plain", assistant="Assistant: {content}{stop}\n\n", stop=stop)
+    own = dataclasses.replace(service.reading, template=template)
+    monkeypatch.setattr(service, "reading", own)
+    [cut] = call(app, chat)
+    choice = cut.json()["choices"][0]
+    assert choice["message"]["content"] == text[: text.index(stop)]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_without_a_seed_every_text_is_drawn_anew(built, app, monkeypatch):
+    seeds, submit = [], built[1].engine.submit
+
+    def submitted(jobs):
+        seeds.append([job.seed for job in jobs])
+        submit(jobs)
+
+    monkeypatch.setattr(built[1].engine, "submit", submitted)
+    call(app, completion(["a"] * 4, max_tokens=1), completion(["a", "b"], n=2, seed=7))
+    assert len(set(seeds[0])) == 4 and seeds[1] == [7, 8, 7, 8]
+
+
+def test_the_type_of_a_body_is_read_in_any_case(app):
+    options = {"content": b'{"prompt": "a", "max_tokens": 1}',
+               "headers": {"content-type": "Application/JSON; charset=UTF-8"}}  # fmt: skip
+    [found] = call(app, ("POST", "/v1/completions", options))
+    assert found.status_code == 200
 
 
 @pytest.mark.parametrize("status, param, request_", [
