@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5x_lite.data.chat_jinja import END, MARK
-from t5x_lite.data.tokenizer_settings import TokenizerSettings, read_settings
+from t5x_lite.data.tokenizer_settings import (
+    CONFIG,
+    TokenizerSettings,
+    read_json_object,
+    read_settings,
+)
 from t5x_lite.data.vocabulary import REPLACEMENT, Vocabulary, _begins_word, _read
 from t5x_lite.errors import UserError, did_you_mean
 from t5x_lite.lines import split_lines
@@ -315,12 +320,17 @@ def _package() -> Any:
     return tokenizers
 
 
+_BERT_FLAGS = {"do_lower_case", "strip_accents", "tokenize_chinese_chars", "do_basic_tokenize"}
 BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def _word_pieces(path: Path) -> bytes:
     """The tokenizer.json of BERT's tokenizer with the pieces of a vocab.txt, one a line."""
-    tokenizers, lines = _package(), split_lines(_read(path).decode("utf-8", "replace"))
+    tokenizers = _package()
+    try:
+        lines = split_lines(_read(path).decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error}; convert or fetch it again.") from error
     pieces = {line: i for i, line in enumerate(lines)}  # its line number is a piece's id
     missing = [token for token in BERT_TOKENS if token not in pieces]
     if missing or pieces["[PAD]"] != 0:
@@ -328,12 +338,25 @@ def _word_pieces(path: Path) -> bytes:
             f"{path} isn't a vocabulary of BERT's: expected [PAD] in its first line, and "
             f"{', '.join(missing or BERT_TOKENS[1:])} below."
         )
-    settings, lower = path.with_name("tokenizer_config.json"), True
-    if settings.is_file():
-        lower = bool(json.loads(settings.read_bytes()).get("do_lower_case", True))
+    settings = read_json_object(path.with_name(CONFIG))
+    for name in _BERT_FLAGS & settings.keys():
+        found = settings[name]
+        if not isinstance(found, bool) and (found is not None or name != "strip_accents"):
+            raise UserError(
+                f"{path.with_name(CONFIG)}: {name} is {found!r:.60}, expected true or false."
+            )
+    if settings.get("do_basic_tokenize") is False:
+        raise UserError(
+            f"{path.with_name(CONFIG)}: do_basic_tokenize = false isn't supported: words are "
+            "always cut at punctuation here; give a tokenizer.json."
+        )
     model = tokenizers.models.WordPiece(pieces, unk_token="[UNK]")
     tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
+        lowercase=settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),  # None: as lowercase
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = tokenizers.decoders.WordPiece()
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(

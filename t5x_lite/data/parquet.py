@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from t5x_lite.data.file_bytes import file_version
 from t5x_lite.data.file_source import FileSource, Found, Keys, MissingKey, normal_keys, pick
 from t5x_lite.data.files import BadRecords, cache_folder, local_copy, version_of, written_whole
 from t5x_lite.data.source import Record, digest, hash64
@@ -63,7 +64,7 @@ class Parquet(FileSource):
                 try:
                     if isinstance(record, MissingKey):
                         raise record
-                    content = repr(pick(record, self.keys)).encode(errors="surrogatepass")
+                    content = _content(pick(record, self.keys))
                     if len(content) > self.max_record_bytes:
                         raise MissingKey(
                             f"a record of {len(content):,} bytes, expected at most "
@@ -80,6 +81,17 @@ class Parquet(FileSource):
     def read(self, file: int, begin: int, end: int) -> Record:
         row = {name: column[begin].as_py() for name, column in self._columns(file)}
         return pick(row, self.keys)
+
+    def content(self, file: int, begin: int, end: int) -> bytes:
+        try:
+            return _content(self.read(file, begin, end))
+        except UserError:
+            raise
+        except Exception:  # of a file that has become another: no such row or column, or no Parquet
+            return b""
+
+    def place(self, file: int, begin: int) -> str:
+        return f"row {begin}"
 
     def _other_schema(self, file: int, types: dict[str, str]) -> str | None:
         first = next(iter(self._first_types.values()), types)
@@ -121,11 +133,15 @@ class Parquet(FileSource):
             types = {field.name: _kind(arrow, field.type) for field in schema}
             return list(schema.names), types, parquet.metadata.num_rows
 
-    def _check_unchanged(self, *arguments) -> None:
-        """What is read was unpacked when the file was indexed."""
-
     def _table(self, file: int) -> Any:
+        """Of the process that indexed the file, what it was then; a worker reads it anew."""
         if file not in self._tables:
+            path = self.paths[file]
+            try:
+                if file_version(local_copy(path)) != self._versions[file]:
+                    self._suspect.add(file)
+            except OSError as e:
+                raise UserError(f"{path} can't be read now: {e}.") from e
             self._tables[file] = self._read_table(file)
         return self._tables[file]
 
@@ -147,6 +163,11 @@ class Parquet(FileSource):
                     return arrow.parquet.read_table(path, columns=columns)
                 writer.close()
         return arrow.ipc.open_file(arrow.memory_map(str(unpacked))).read_all()
+
+
+def _content(record: Record) -> bytes:
+    """What is hashed of a record."""
+    return repr(record).encode(errors="surrogatepass")
 
 
 def _records(batch: Any) -> Iterator[Record | MissingKey]:

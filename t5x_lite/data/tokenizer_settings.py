@@ -45,8 +45,9 @@ def read_settings(folder: Path) -> TokenizerSettings:
       UserError: one of them can't be read, is no JSON object, or names something else than text
         where a token's text belongs, or than ids where ids belong.
     """
-    config, special = _json(folder / CONFIG), _json(folder / SPECIAL)
-    generation, model = _json(folder / GENERATION), _json(folder / MODEL) or _json(folder / IDS)
+    config, special = read_json_object(folder / CONFIG), read_json_object(folder / SPECIAL)
+    generation = read_json_object(folder / GENERATION)
+    model = read_json_object(folder / MODEL) or read_json_object(folder / IDS)
     tokens: dict[str, str] = {}
     for file, found in ((SPECIAL, special), (CONFIG, config)):  # the latter counts, as there
         for name, value in found.items():
@@ -105,7 +106,8 @@ def _ids(value: Any, file: Path) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Empty if there is no such file; UserError if it is no JSON object."""
     data = _bytes(file)
     if data is None:
         return {}

@@ -7,7 +7,7 @@ import pickle
 import time
 
 import pytest
-from test_file_sources import TEXTS, write, write_array_record
+from test_file_sources import TEXTS, write, write_array_record, write_parquet
 
 from t5x_lite.data import file_bytes, files
 from t5x_lite.data.objectives.lm import CausalLM
@@ -81,6 +81,30 @@ def test_another_file_of_its_name_is_seen_when_it_is_opened_again(opened):
     worker = pickle.loads(pickle.dumps(source))
     with pytest.raises(UserError, match=f"{path} has changed since it was indexed"):
         list(worker)
+
+
+@pytest.mark.parametrize("limit", [1 << 20, 0])
+def test_a_parquet_file_that_a_worker_finds_changed(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(file_bytes, "MEMORY_BYTES", limit)
+    path = tmp_path / "a.parquet"
+    write_parquet(path, {"text": TEXTS})
+    source = open_files(str(path), held_out=0.0)
+    assert source[3]["text"] == TEXTS[3] and source.where(3) == f"{path} row 3"
+    os.utime(path, ns=(1, 1))
+    assert [r["text"] for r in pickle.loads(pickle.dumps(source))] == TEXTS
+    said = f"{path} has changed since it was indexed: record 3, at row 3"
+    others = {"text": TEXTS[::-1]}, {"text": TEXTS[:2]}, {"texts": TEXTS}, {"text": [1, 2, 3, 4]}
+    for other in others:
+        write_parquet(path, other)
+        assert source[3]["text"] == TEXTS[3]  # which it holds
+        with pytest.raises(UserError, match=said):
+            pickle.loads(pickle.dumps(source))[3]
+    os.truncate(path, 100)
+    with pytest.raises(UserError, match=said):
+        pickle.loads(pickle.dumps(source))[3]
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path} can't be read now"):
+        pickle.loads(pickle.dumps(source))[3]
 
 
 def test_a_file_that_was_corrected_is_opened_anew(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from golden_files import FOLDER
 
-from t5x_lite.data.huggingface import HuggingFaceVocabulary
+from t5x_lite.data.huggingface import BERT_TOKENS, HuggingFaceVocabulary
 from t5x_lite.data.objectives.contrastive import DropoutPairs
 from t5x_lite.data.objectives.masked import MaskedLM
 from t5x_lite.errors import UserError
@@ -76,3 +76,46 @@ def test_an_id_is_a_line_number_whatever_the_piece_is(tmp_path):
         (tmp_path / "vocab.txt").write_bytes("".join(p + end for p in pieces).encode())
         vocabulary = HuggingFaceVocabulary(tmp_path / "vocab.txt")
         assert vocabulary.encode("the cat on").tolist() == [5, 8, 10]
+
+
+@pytest.mark.parametrize(
+    "settings, ids",
+    [  # of transformers 5.24, BertTokenizer
+        (None, [5, 5, 8, 9]),
+        ({}, [5, 5, 8, 9]),
+        ({"do_lower_case": False}, [7, 5, 8, 9]),
+        ({"strip_accents": False}, [6, 5, 8, 9]),
+        ({"do_lower_case": False, "strip_accents": True}, [1, 5, 8, 9]),
+        ({"strip_accents": None, "tokenize_chinese_chars": False}, [5, 5, 10]),
+    ],
+)
+def test_what_is_said_beside_a_vocab_txt(tmp_path, settings, ids):
+    pieces = [*BERT_TOKENS, "schon", "sch\u00f6n", "Sch\u00f6n", "\u4e2d", "\u6587", "\u4e2d\u6587"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    if settings is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    vocabulary = HuggingFaceVocabulary(tmp_path / "vocab.txt")
+    assert vocabulary.encode("Sch\u00f6n schon \u4e2d\u6587").tolist() == ids
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ("[1]", "tokenizer_config.json is list, expected a JSON object"),
+        ("{", "tokenizer_config.json is no JSON"),
+        ('{"do_lower_case": null}', "do_lower_case is None, expected true or false"),
+        ('{"strip_accents": "no"}', "strip_accents is 'no', expected true or false"),
+        ('{"do_basic_tokenize": false}', "do_basic_tokenize = false isn't supported"),
+    ],
+)
+def test_mistakes_beside_a_vocab_txt(tmp_path, settings, said):
+    (tmp_path / "vocab.txt").write_text("\n".join(BERT_TOKENS) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    with pytest.raises(UserError, match=said):
+        _ = HuggingFaceVocabulary(tmp_path / "vocab.txt").size
+
+
+def test_a_vocab_txt_in_another_encoding(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes("\n".join([*BERT_TOKENS, "\u00e9"]).encode("latin-1"))
+    with pytest.raises(UserError, match="vocab.txt is not UTF-8"):
+        _ = HuggingFaceVocabulary(tmp_path / "vocab.txt").size
