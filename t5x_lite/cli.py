@@ -22,7 +22,11 @@ from t5x_lite.errors import Mistakes, NotFinite, SaveError, Unreadable, UserErro
 from t5x_lite.verbs import DEBUG, GIN_FLAGS, VERBS
 
 ONE_LINE = (SaveError, Unreadable)  # what they say is enough
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The disk's or the user's rights', not the program's: a file's name and the system's words say it.
+OF_THE_SYSTEM = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO,
+    errno.ESTALE, errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +71,7 @@ def status_of(command: Callable[[], int | None], debug: bool = False) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if debug or not (isinstance(error, ONE_LINE) or _number(error) in FULL_DISK):
+        if debug or not (isinstance(error, ONE_LINE) or _number(error) in OF_THE_SYSTEM):
             traceback.print_exc()
         print(f"error: {_first_line(error)}", file=sys.stderr)
         return exit_status.FAILED

@@ -46,10 +46,8 @@ def can_pass(error: BaseException) -> bool:
 
 def unreadable(what: str | os.PathLike, error: BaseException) -> Unreadable:
     """The one line on a file that can't be read now: its name and the system's error."""
-    number, path = getattr(error, "errno", None), getattr(error, "filename", None) or what
-    if (code := _SYSTEM.search(str(error))) is not None:
-        names = {name: value for value, name in errno.errorcode.items()}
-        number = int(code[1]) if code[1].isdigit() else names.get(code[1])
+    number, path = system_number(error), getattr(error, "filename", None) or what
+    if _SYSTEM.search(str(error)):
         path = ([path, *re.findall(r'"(/[^"]+)"', str(error))])[-1]  # the innermost
     reason = os.strerror(number) if number else " ".join(str(error).split())[:300]
     name = f" ({errno.errorcode.get(number, number)})" if number else ""
@@ -58,6 +56,14 @@ def unreadable(what: str | os.PathLike, error: BaseException) -> Unreadable:
         f"{os.fsdecode(path)} can't be read now: {reason}{name}. That is no sign of damage: "
         "nothing was moved. Mend the disk, the mount or the rights; the same command continues.",
     )
+
+
+def system_number(error: BaseException) -> int | None:
+    """The system's number of an error: an OSError's own, or what tensorstore's text gives."""
+    if (code := _SYSTEM.search(str(error))) is None:
+        return getattr(error, "errno", None)
+    names = {name: value for value, name in errno.errorcode.items()}
+    return int(code[1]) if code[1].isdigit() else names.get(code[1])
 
 
 def system_error(error: BaseException) -> BaseException | None:

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 import os
@@ -529,3 +530,17 @@ def test_vocab_thins_out_and_preprocesses():
     shout = lambda record: {"inputs": record["text"] + "!", "targets": "t"}  # noqa: E731
     assert list(vocab.texts([(Numbers(7), ())], 3)) == ["0", "3", "6"]
     assert list(vocab.texts([(Numbers(4), (drop_odd, shout))], 1)) == ["0!", "t", "2!", "t"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO])
+def test_what_the_system_refuses_is_one_line(capsys, number):
+    """A file without rights, a disk without room: its name and the system's words, no stack."""
+
+    def fail():
+        raise OSError(number, os.strerror(number), "run/lock.json")
+
+    assert cli.status_of(fail) == 1
+    told = capsys.readouterr().err
+    assert told == f"error: [Errno {number}] {os.strerror(number)}: 'run/lock.json'\n"
+    assert cli.status_of(fail, debug=True) == 1
+    assert "Traceback" in capsys.readouterr().err

@@ -15,6 +15,7 @@ that fails, as on a full disk, costs nothing but a warning: the older checkpoint
 """
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import logging
@@ -29,6 +30,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from t5x_lite import evidence
 from t5x_lite.errors import NotFinite, SaveError, UserError, did_you_mean
 from t5x_lite.parallel import distributed
 from t5x_lite.training import checkpoint_layout as layout
@@ -373,9 +375,10 @@ def _cause(error: BaseException) -> str:
     """The first line of what was at the root of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = f"{type(error).__name__}: {error}".split("\n")[0]
-    system = re.search(r"[^:]+ \[os_error_code=.*?\]", text)  # tensorstore's, after many long paths
-    return (system[0].strip() if system else text)[:300]
+    number = evidence.system_number(error)
+    if number is not None and not isinstance(error, OSError):  # tensorstore's: many long paths
+        return f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
+    return f"{type(error).__name__}: {error}".split("\n")[0][:300]
 
 
 def _version(package: str) -> str | None:

@@ -27,6 +27,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.training.checkpoints import (
     CheckpointConfig,
     Checkpoints,
+    _cause,
     restore_params,
 )
 from t5x_lite.training.retention import steps_to_keep
@@ -524,3 +525,14 @@ def test_two_processes(tmp_path):
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0
         assert "restored" in output
+
+
+def test_the_cause_of_a_failed_save_is_in_the_systems_words():
+    """Whatever tensorstore puts before it: paths, specs in JSON with colons and quotes."""
+    error = ValueError(
+        "RESOURCE_EXHAUSTED: Error writing {'driver': 'zarr3', 'origin': [0,0]}}'] "
+        "[os_error_code='28'] [source locations='a.cc:12']"
+    )
+    assert _cause(error) == "No space left on device (ENOSPC)"
+    assert _cause(OSError(28, "No space left on device", "a")).endswith("device: 'a'")
+    assert _cause(ValueError("two\nlines")) == "ValueError: two"
