@@ -7,6 +7,8 @@ both give a file more lines than it has. Nothing in the package uses them.
 import os
 from pathlib import Path
 
+from t5x_lite.errors import UserError
+
 
 def split_lines(text: str) -> list[str]:
     """The lines of a text without their ends; a last line needs no end. "" has no line."""
@@ -22,3 +24,12 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
     Raises OSError or UnicodeDecodeError.
     """
     return split_lines(Path(path).expanduser().read_bytes().decode("utf-8-sig"))
+
+
+def check_whole(text: str, place: str) -> None:
+    """Refuses half a character, which JSON and a command line can hold, and UTF-8 can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise UserError(f"{place} holds half a character, {half}: write it whole.") from None

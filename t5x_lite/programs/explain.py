@@ -19,6 +19,7 @@ from t5x_lite.data.tasks import Mixture, Task
 from t5x_lite.errors import UserError
 from t5x_lite.inference import inspection
 from t5x_lite.inference.decoding import generate
+from t5x_lite.lines import check_whole
 from t5x_lite.parallel.compile_cache import use_compile_cache
 from t5x_lite.parallel.rules import use_mesh
 from t5x_lite.programs.eval import checkpoint_paths
@@ -36,6 +37,8 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"explain takes one or two sets of weights, found {len(args.runs)}.")
     if args.target is not None and args.text is None:
         raise UserError("--target is what the model should answer to --text: give both.")
+    for name in ("text", "target"):
+        check_whole(getattr(args, name) or "", f"--{name}")
     setup = read_setup(args)
     if args.top < 1 or args.top > setup.model.config.vocab_size:
         raise UserError(f"--top={args.top}: expected 1 or more, at most the vocabulary.")

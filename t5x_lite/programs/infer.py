@@ -22,7 +22,7 @@ from t5x_lite.inference.decoding import Method, generate
 from t5x_lite.inference.sampling import Greedy
 from t5x_lite.inference.scoring import log_likelihood
 from t5x_lite.inference.weights import compress
-from t5x_lite.lines import read_lines, split_lines
+from t5x_lite.lines import check_whole, read_lines, split_lines
 from t5x_lite.models.config import TransformerConfig
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.compile_cache import use_compile_cache
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
     if args.prompt:
         records = [{"input": text} for text in args.prompt]
         for text in args.prompt:
-            _check_writable(text, "--prompt")
+            check_whole(text, "--prompt")
     else:
         records = read_records(args.input)
     records = shard(records, args.shard)
@@ -111,20 +111,11 @@ def read_records(path: str) -> list[Record]:
         elif not isinstance(record, dict) or not isinstance(record.get("input"), str):
             raise UserError(f'{path}:{number} has no text under "input": found {line[:60]!r}.')
         if is_json and "\\u" in line:
-            _check_writable(json.dumps(record, ensure_ascii=False), f"{path}:{number}")
+            check_whole(json.dumps(record, ensure_ascii=False), f"{path}:{number}")
         records.append(record)
     if not records:
         raise UserError(f"{path} has no text in it: one prompt a line, or JSON lines with 'input'.")
     return records
-
-
-def _check_writable(text: str, place: str) -> None:
-    """Refuses half a character, which JSON and a command line can hold, and UTF-8 can't."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = ascii(text[error.start])
-        raise UserError(f"{place} holds half a character, {half}: write it whole.") from None
 
 
 def _check_answers(records: Sequence[Record]) -> None:

@@ -218,6 +218,8 @@ def test_explain_prints_for_people(run, capsys):
     "words, message",
     [
         (["--text="], "--text='' has no tokens"),
+        (["--text=a\udcff"], "--text holds half a character, '\\udcff'"),
+        (["--text=a", "--target=\udcff"], "--target holds half a character"),
         (["--target=x"], "--target is what the model should answer to --text"),
         (["--top=0"], "--top=0: expected 1 or more"),
         (["b", "c"], "one or two sets of weights, found 3"),
