@@ -145,8 +145,10 @@ def train(
     checkpoint = checkpoint or CheckpointConfig()
     if early_stopping is not None and early_stopping.model_dir is None:
         early_stopping = dataclasses.replace(early_stopping, model_dir=model_dir)
-    if total_steps < 1:
-        raise UserError(f"total_steps = {total_steps}: it must be at least 1.")
+    if not 1 <= total_steps < 2**31:  # a device counts steps in 32 bits
+        raise UserError(f"total_steps = {total_steps}: it must be at least 1, and below 2**31.")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed = {seed}: it must be 0 or more, and below 2**63.")
     periods = dict(log_period=log_period, eval_period=eval_period, sample_period=sample_period)
     check_periods(**periods, gc_period=gc_period)
 

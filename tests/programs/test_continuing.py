@@ -180,6 +180,12 @@ def test_a_period_that_never_comes_is_refused(there, capsys, flag):
     assert "expected an integer of 1 or more" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", [f"train.total_steps={2**31}", f"train.seed={2**63}"])
+def test_numbers_too_large_to_count_with_are_refused(there, capsys, flag):
+    assert run("--gin_file=run.gin", "--gin.MODEL_DIR='large'", f"--gin.{flag}") == 2
+    assert "and below 2**" in capsys.readouterr().err
+
+
 def test_watching_ends_with_the_run_as_it_was_started_last(there):
     first("watched")
     assert run("--gin_file=watched/config.gin", f"--gin.train.total_steps={STEPS + 2}") == 0
