@@ -37,7 +37,10 @@ def build(corpus: Corpus, say: Callable[[str], None] = print) -> Path:
     work, target = corpus.work, corpus.target
     if (target / "dataset_info.json").exists():
         _check_same(corpus, read_json(target / "data_card.json"), target)
-        say(f"{target} is finished; nothing to do")
+        say(
+            f"{target} is finished; nothing to do (for files that came since: another "
+            "Corpus.version, or delete it)"
+        )
         return target
     units, layout = plan(corpus)
     say(f"{sum(map(len, units)):,} files in {len(units):,} units")

@@ -81,18 +81,31 @@ class Corpus:
             if not os.path.exists(path):
                 raise UserError(f"Corpus.inputs: {path} isn't there; give a folder or a file.")
             self._check_apart(path)
+        self._check_place()
         for step in self.steps:
             if not isinstance(step, Step):
                 raise UserError(f"Corpus.steps has {step!r}, expected steps such as @Repair().")
             step(_probe())  # lists that can't be read are mistakes before anything has run
 
     def _check_apart(self, source: str) -> None:
-        output = os.path.realpath(os.path.expanduser(self.output))
-        folder = os.path.realpath(source)
-        if os.path.commonpath([output, folder]) == folder:
+        target, folder = os.path.realpath(self.target), os.path.realpath(source)
+        if os.path.commonpath([target, folder]) == folder:
             raise UserError(
-                f"Corpus.output {self.output} is inside of the input {source}: the next run would "
-                "read its dataset and data card as documents. Give a folder outside of the input."
+                f"Corpus.output {self.output}: the dataset's folder {target} is inside of the "
+                f"input {source}: the next run would read its dataset and data card as documents. Give a "
+                "folder outside of the input, or another Corpus.name."
+            )
+
+    def _check_place(self) -> None:
+        """That the dataset can appear at its place at the end, which may be hours from now."""
+        there = next(path for path in (self.target, *self.target.parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"Corpus.output {self.output}: {there} is a file; give a folder.")
+        strange = there == self.target and any(there.iterdir())
+        if strange and not (there / "dataset_info.json").exists():
+            raise UserError(
+                f"Corpus.output {self.output}: {there} holds something that is no dataset; move it "
+                "away, or give another Corpus.output, Corpus.name or Corpus.version."
             )
 
     @property

@@ -125,6 +125,24 @@ def test_the_output_stands_apart_from_the_input(tmp_path):
         with pytest.raises(UserError, match="is inside of the input"):
             Corpus(str(tmp_path / "in"), str(tmp_path / output))
     assert Corpus(str(tmp_path / "in"), str(tmp_path / "input"))
+    with pytest.raises(UserError, match="is inside of the input"):  # by its name
+        Corpus(str(tmp_path / "in"), str(tmp_path), name="in")
+    assert Corpus(str(tmp_path / "in"), str(tmp_path), name="other")
+
+
+def test_a_place_where_no_dataset_can_appear_is_refused_first(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "file").write_text("text")
+    for output in ("file", "file/below"):
+        with pytest.raises(UserError, match="file is a file; give a folder"):
+            Corpus(str(tmp_path / "in"), str(tmp_path / output))
+    mine = tmp_path / "out" / "mine" / "1.0.0"
+    mine.mkdir(parents=True)
+    settings = dict(inputs=str(tmp_path / "in"), output=str(tmp_path / "out"), name="mine")
+    assert Corpus(**settings)  # empty: the dataset takes its place
+    (mine / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something that is no dataset"):
+        Corpus(**settings)
 
 
 def test_the_card_names_languages_in_the_users_order():
