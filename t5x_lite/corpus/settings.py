@@ -92,8 +92,8 @@ class Corpus:
         if os.path.commonpath([target, folder]) == folder:
             raise UserError(
                 f"Corpus.output {self.output}: the dataset's folder {target} is inside of the "
-                f"input {source}: the next run would read its dataset and data card as documents. Give a "
-                "folder outside of the input, or another Corpus.name."
+                f"input {source}: the next run would read its dataset and data card as documents. "
+                "Give a folder outside of the input, or another Corpus.name."
             )
 
     def _check_place(self) -> None:
