@@ -83,12 +83,14 @@ def record_of(folder: str) -> dict[str, Any]:
 
 def places(folder: str) -> dict[str, str]:
     """{path in the configuration: where its file is now}, of a run's folder."""
+    if "://" in folder:  # reading a configuration asks no network
+        return {}
     found = record_of(folder)
     path, file = found.get("path"), found.get("file")
     if not isinstance(path, str) or not isinstance(file, str):
         return {}
     here = file if os.path.isabs(file) else f"{folder.rstrip('/') or '.'}/{file}"
-    return {path: here} if "://" in folder or evidence.exists(here) else {}
+    return {path: here} if evidence.exists(here) else {}
 
 
 def trained_file(folder: str) -> str | None:

@@ -21,7 +21,7 @@ def test_masked_tokens_are_what_is_predicted(tmp_path, monkeypatch):
     lengths = {"inputs": 32, "labels": 32}
     setup = tl.set_up(BERT, tiny.task(MaskedLM()), lengths, 8, pack=False)
     params = jax.jit(setup.model.init)(jax.random.key(0))
-    monkeypatch.setattr(explain, "restore_params", lambda *args, **options: params)
+    monkeypatch.setattr(explain, "open_weights", lambda *args, **options: (setup, params))
     text = "the quick brown fox jumps"
     found = explain.explain(setup, [str(tmp_path)], text, None, top=3, attention=True)
     attention = found.pop("attention")

@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from typing import ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
 
@@ -85,7 +86,7 @@ class UL2:
     one span of S. Spans are random partitions as in T5, not of normally distributed length.
     """
 
-    denoisers: tuple[Denoiser, ...] = UL2_DENOISERS
+    denoisers: Sequence[Denoiser | Sequence[str | float]] = UL2_DENOISERS
     mode_tokens: TokenNames = None
     text_length: int | None = None
 
@@ -106,12 +107,16 @@ class UL2:
         if not sum(d.rate for d in denoisers):
             raise UserError("UL2.denoisers have no rate above 0: give one at least")
 
+    @property
+    def _mixture(self) -> tuple[Denoiser, ...]:
+        return cast(tuple[Denoiser, ...], self.denoisers)  # __post_init__ has made them
+
     def segment_length(self, lengths: Lengths) -> int:
         """`text_length`, or the most tokens that fit with every denoiser: 510 for inputs of 512."""
         inputs, targets = length_of(lengths, "inputs"), length_of(lengths, "targets")
         room = inputs - (self.mode_tokens != ())
         tokens = 1
-        while all(d.feature_lengths(tokens + 1)[0] <= room for d in self.denoisers):
+        while all(d.feature_lengths(tokens + 1)[0] <= room for d in self._mixture):
             tokens += 1
         if tokens < 2:
             raise UserError(f"inputs of {inputs} tokens are too short for UL2: 6 or more")
@@ -122,7 +127,7 @@ class UL2:
                     f"of {inputs} tokens hold"
                 )
             tokens = self.text_length
-        needed = max(d.feature_lengths(tokens)[1] for d in self.denoisers)
+        needed = max(d.feature_lengths(tokens)[1] for d in self._mixture)
         if needed > targets:
             raise UserError(
                 f"UL2 on inputs of {inputs} tokens ({tokens} of text) makes targets of up to "
@@ -131,8 +136,8 @@ class UL2:
         return tokens
 
     def __call__(self, tokens, rng, vocabulary, lengths) -> Example:
-        ends = list(itertools.accumulate(d.rate for d in self.denoisers))
-        denoiser = self.denoisers[int(np.searchsorted(ends, rng.random() * ends[-1], "right"))]
+        ends = list(itertools.accumulate(d.rate for d in self._mixture))
+        denoiser = self._mixture[int(np.searchsorted(ends, rng.random() * ends[-1], "right"))]
         mask = denoiser.noise_mask(len(tokens), rng)
         modes = np.zeros(0, np.int32)
         if self.mode_tokens != ():
