@@ -234,18 +234,46 @@ def _complete(
     pairs = [(cut[i], records[i]["target"], asked[i]) for i in given]
     likelihoods = dict(zip(given, _likelihoods(setup, params, pairs), strict=True))
     for i, record in enumerate(records):
-        texts = [vocabulary.decode(row) for row in tokens[i]]
+        answers = [
+            (vocabulary.decode(row), float(x)) for row, x in zip(tokens[i], scores[i], strict=True)
+        ]
         if template:
-            texts = [template.answer(text, vocabulary) for text in texts]
-        result = record | {"prediction": texts[0], "score": float(scores[i, 0])}
-        if len(texts) > 1:
-            rest = zip(texts, scores[i], strict=True)
-            result["predictions"] = [{"text": t, "score": float(s)} for t, s in rest]
+            answers = _until_stop(setup, params, answers, template, cut[i], asked[i], new_tokens)
+        result = record | {"prediction": answers[0][0], "score": answers[0][1]}
+        if len(answers) > 1:
+            result["predictions"] = [{"text": text, "score": score} for text, score in answers]
         if longer[i]:
             result["truncated"] = True
         if i in likelihoods:
             result["target_log_likelihood"] = likelihoods[i]
         yield result | chosen.get(i, {})
+
+
+def _until_stop(
+    setup: Setup,
+    params: Any,
+    answers: list[tuple[str, float]],
+    template: ChatTemplate,
+    inputs: np.ndarray,
+    asked: Messages | None,
+    room: int,
+) -> list[tuple[str, float]]:
+    """Answers up to the template's stop, with the log-likelihood of what is left, best first.
+
+    A stop that is a token ends decoding. One that the vocabulary spells doesn't: the score counts
+    what was decoded behind it, too, so such an answer is scored again.
+    """
+    vocabulary, whole = setup.task.vocabulary, [text for text, _ in answers]
+    stops = template.stop_texts(vocabulary)
+    found = [(template.answer(text, vocabulary), score) for text, score in answers]
+    again = [n for n, text in enumerate(whole) if any(stop in text for stop in stops)]
+    for start in range(0, len(again), setup.batch_size):
+        some = again[start : start + setup.batch_size]
+        pairs = [(inputs, found[n][0], asked) for n in some]
+        scores = _likelihoods(setup, params, pairs, room)
+        for n, score in zip(some, scores, strict=True):
+            found[n] = (found[n][0], score)
+    return sorted(found, key=lambda pair: -pair[1]) if again else found
 
 
 def _choices(
@@ -288,20 +316,27 @@ def _messages(record: Record) -> Messages:
 
 
 def _likelihoods(
-    setup: Setup, params: Any, pairs: Sequence[tuple[np.ndarray, str, Messages | None]]
+    setup: Setup,
+    params: Any,
+    pairs: Sequence[tuple[np.ndarray, str, Messages | None]],
+    room: int = 0,
 ) -> list[float]:
-    """Log-likelihoods of texts and what ends them, each behind its inputs (or messages)."""
+    """Log-likelihoods of texts and what ends them, each behind its inputs (or messages).
+
+    ``room``: tokens that a text may have, if they are more than lengths["targets"].
+    """
     if not pairs:
         return []
     vocabulary, lengths = setup.task.vocabulary, setup.lengths
-    sizes = {"inputs": lengths.get("inputs", lengths["targets"]), "targets": lengths["targets"]}
+    most = max(room, lengths["targets"])
+    sizes = {"inputs": lengths.get("inputs", lengths["targets"]), "targets": most}
     rows = []
     for inputs, text, messages in pairs:
         target = setup.reading.targets(text, vocabulary, messages)
-        if len(target) > lengths["targets"]:
+        if len(target) > most:
             raise UserError(
                 f"target of {len(target)} tokens ({text[:40]!r}...), but lengths['targets'] is "
-                f"{lengths['targets']}: shorten it, or raise the length."
+                f"{most}: shorten it, or raise the length."
             )
         rows.append({"inputs": inputs, "targets": target})
     features = setup.reading.features(rows, sizes)
