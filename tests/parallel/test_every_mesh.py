@@ -76,4 +76,8 @@ def test_meshes_of_each_kind():
 @pytest.mark.slow
 @pytest.mark.parametrize("name, dtype", KINDS)
 def test_every_mesh(name, dtype):
-    check([[name, dtype, sizes] for sizes in meshes(2, 4, 8)])
+    """Some of the 55 meshes of 2, 4 and 8 devices; all (20 minutes) if the variable is set."""
+    chosen = meshes(2, 4, 8)
+    if not os.environ.get("T5X_LITE_EVERY_MESH"):
+        chosen = random.Random(f"{name} {dtype}").sample(chosen, 6)
+    check([[name, dtype, sizes] for sizes in chosen])
