@@ -125,14 +125,18 @@ def test_a_function_named_without_brackets_keeps_its_values_in_another_process()
     assert same == task.metrics[1](["你好吗"], ["你好吗"]) and "zh" in str(same)
 
 
-def sums(index: int, largest: int = 50) -> dict[str, str]:
+def sums_of_registry_test(index: int, largest: int = 50) -> dict[str, str]:
     return {"text": f"{index} of {largest}"}
 
 
 def test_a_decorated_function_of_a_users_keeps_its_values_too(monkeypatch):
-    decorated = gin.configurable(sums, module="registry_test")
-    monkeypatch.setitem(globals(), "sums", decorated)  # as the decorator does
-    lines = ["FromFunction.function=@sums", "FromFunction.length=9", "sums.largest=7"]
+    decorated = gin.configurable(sums_of_registry_test, module="registry_test")
+    monkeypatch.setitem(globals(), "sums_of_registry_test", decorated)  # as the decorator does
+    lines = [
+        "FromFunction.function=@sums_of_registry_test",
+        "FromFunction.length=9",
+        "sums_of_registry_test.largest=7",
+    ]
     config.parse([], lines)
     source = config.call("FromFunction")
     config.clear()

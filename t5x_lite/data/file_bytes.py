@@ -253,12 +253,14 @@ _FOREIGN = {
 def _without_mark(start: bytes) -> bool:
     """Whether bytes are UTF-16 text without a byte order mark, by its ASCII, of spaces at least.
 
-    Where these have a zero, each other letter has the number of its script's block: few values.
+    Where these have a zero, each other letter has the number of its script's block: few values. Of
+    less than 8 characters all must be ASCII.
     (Text of other scripts than Latin and Cyrillic is no UTF-8 anyway.)
     """
     even, odd = start[::2], start[1 : len(start) // 2 * 2 : 2]
     for low, high in ((even, odd), (odd, even)):
-        if len(high) > 2 and high.count(0) > 1 and all(low) and len({*high}) <= 4:
+        few = high.count(0) > 1 and len({*high}) <= 4
+        if all(low) and (few if len(high) > 7 else len(high) > 3 and not any(high)):
             return True
     return False
 
